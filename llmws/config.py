@@ -1,0 +1,181 @@
+"""The configuration: types, defaults, reading and writing `config.json`.
+
+Invariant: a `Config` that exists is valid in every field; an unknown key or a bad value names its path and stops the start.
+Precedence: command line > `LLMWS_*` environment > file > default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from llmws.errors import ConfigError
+from llmws.protocol.messages import MAX_SAFE_INT, Sampling
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the sections of the file."""
+
+
+class ServerSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where and how to listen. `origins` and `hosts` are allowed beside the server's own."""
+
+    host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Port = 8765
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    heartbeat_s: Annotated[float, Meta(ge=1, le=3600)] = 20.0
+    hello_timeout_s: Annotated[float, Meta(ge=0.1, le=60)] = 10.0
+    drain_s: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+
+
+class ModelSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model to load at start: a name, or None for the last one used, else the only or first one found."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    load_on_demand: bool = True
+
+
+class OptimizationSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the model runs. `device` and `dtype` `auto`: CUDA in bfloat16 where there is a GPU, else CPU in float32."""
+
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z")] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+
+
+class GenerationSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling where neither the request nor the session says otherwise; ranges as in the protocol."""
+
+    max_new_tokens: Annotated[int, Meta(ge=1, le=1_048_576)] = 512
+    do_sample: bool = True
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.7
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 50
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    seed: Annotated[int, Meta(ge=0, le=MAX_SAFE_INT)] | None = None
+
+    def to_sampling(self) -> Sampling:
+        """The section as sampling parameters."""
+        return Sampling(**msgspec.structs.asdict(self))
+
+
+class PathsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Folders; relative ones are taken from the folder of the configuration file."""
+
+    state_dir: str | None = None
+    models_dir: str | None = None
+
+
+class LimitsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits. `max_context` and `max_running` 0: what memory allows."""
+
+    max_message_bytes: Annotated[int, Meta(ge=1024, le=64 * 2**20)] = 2**20
+    max_queue: Annotated[int, Meta(ge=1, le=1024)] = 16
+    max_context: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    max_running: Annotated[int, Meta(ge=0, le=1024)] = 0
+    max_connections: Annotated[int, Meta(ge=1, le=65536)] = 4096
+    max_unauthenticated: Annotated[int, Meta(ge=1, le=65536)] = 256
+    max_observers: Annotated[int, Meta(ge=0, le=64)] = 8
+
+
+class AuthSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether a token is required. `required: false` is allowed on a loopback address only."""
+
+    required: bool = True
+
+
+class StorageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The session log. `key_file` None: `keys/master.key` in the state folder."""
+
+    durability: Literal["os"] = "os"
+    key_file: str | None = None
+
+
+class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration."""
+
+    server: ServerSection = ServerSection()
+    model: ModelSection = ModelSection()
+    optimization: OptimizationSection = OptimizationSection()
+    generation_defaults: GenerationSection = GenerationSection()
+    paths: PathsSection = PathsSection()
+    limits: LimitsSection = LimitsSection()
+    auth: AuthSection = AuthSection()
+    storage: StorageSection = StorageSection()
+
+
+def to_json(config: Config) -> str:
+    """The configuration as an indented file with every key."""
+    return msgspec.json.format(msgspec.json.encode(config), indent=2).decode() + "\n"
+
+
+def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> Config:
+    """Reads the file, which is made with the defaults if it is missing, and lays the environment over it.
+
+    Raises:
+        ConfigError: names the file, the path inside it and what is wrong.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        text = to_json(Config()).encode()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another with --config") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        data: Any = msgspec.json.decode(text)
+        data = _with_environment(data, environ)
+        return msgspec.convert(data, Config, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_readable(str(error))}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); delete it to get the defaults back") from None
+
+
+def environment_names() -> dict[str, tuple[str, str]]:
+    """`LLMWS_<SECTION>_<KEY>` for every key, as {variable: (section, key)}."""
+    return {
+        f"LLMWS_{section}_{key}".upper(): (section, key)
+        for section, kind in get_type_hints(Config).items()
+        for key in kind.__struct_fields__
+    }
+
+
+def _with_environment(data: Any, environ: Mapping[str, str]) -> Any:
+    if not isinstance(data, dict):
+        return data
+    for variable, (section, key) in environment_names().items():
+        if variable not in environ:
+            continue
+        try:
+            value = msgspec.json.decode(environ[variable].encode())
+        except msgspec.DecodeError:
+            value = environ[variable]
+        base = data.get(section)
+        if base is None or isinstance(base, dict):
+            data = {**data, section: {**(base or {}), key: value}}
+    return data
+
+
+def _readable(text: str) -> str:
+    """`Expected ... - at `$.server.port`` as `server.port: expected ...`."""
+    reason, _, path = text.partition(" - at `$")
+    path = path.rstrip("`").lstrip(".")
+    reason = reason[:1].lower() + reason[1:]
+    return f"{path}: {reason}" if path else reason

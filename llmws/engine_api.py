@@ -1,0 +1,283 @@
+"""What an engine, a prompt renderer and a source of models are, and the frozen values they speak.
+
+Knows no implementation. Invariant: every value here can be encoded by msgspec, so an engine may live in another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from llmws.protocol import ErrorCode
+from llmws.protocol.messages import (
+    DeviceSummary,
+    EngineResources,
+    FinishReason,
+    ModelEntry,
+    Resources,
+    Role,
+    Sampling,
+    TokenLogprob,
+)
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the values that cross between rooms."""
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+class ModelRef(Value, frozen=True, kw_only=True):
+    """A model on this machine, found by a scan.
+
+    Attributes:
+        name: the folder's name, unique over all models folders.
+        path: for people and clients: `models/<name>` or `var/models/<name>`.
+        location: the absolute folder.
+        size_bytes: of all its files.
+        source: `models` (downloaded) or `var` (the user's own).
+    """
+
+    name: str
+    path: str
+    location: str
+    size_bytes: int
+    source: str
+
+    def to_entry(self, *, loaded: bool) -> ModelEntry:
+        """The model as clients see it in lists."""
+        return ModelEntry(
+            name=self.name, path=self.path, size_mb=round(self.size_bytes / 1e6, 1), source=self.source, loaded=loaded
+        )
+
+
+class ModelInfo(Value, frozen=True, kw_only=True):
+    """A loaded model.
+
+    Attributes:
+        digest: hex SHA-256 that names weights and configuration; a generation is continued only by the same one.
+        tokenizer_digest: hex SHA-256 over tokenizer and chat template.
+        engine: engine and sampler version, e.g. `fallback/1`; with device and dtype it decides whether a continuation is exact.
+        device: `cpu` or e.g. `cuda:0`.
+        dtype: e.g. `float32`.
+        max_context: tokens that one request may hold, prompt and completion together; promised, never taken back.
+        max_running: requests that the engine works on at once.
+        vision: whether images are taken.
+        flash_attention: whether flash attention is in use.
+    """
+
+    ref: ModelRef
+    digest: str
+    tokenizer_digest: str
+    engine: str
+    device: str
+    dtype: str
+    max_context: int
+    max_running: int
+    vision: bool = False
+    flash_attention: bool = False
+
+
+# --- generation ----------------------------------------------------------------------------------------------------
+
+
+class GenerationRequest(Value, frozen=True, kw_only=True):
+    """Everything that producing, or continuing, one stream needs.
+
+    Attributes:
+        key: names this attempt; unique over the life of the process.
+        prompt_ids: the tokenised prompt, at least one id.
+        emitted_ids: completion ids that are already in the log; never sampled again.
+        emitted_text: the text that was sent for them; held-back text is `text(emitted_ids)` minus this.
+        sampling: fully resolved: no field that the engine needs is None, `seed` included; `stop` is a list.
+        max_new_tokens: completion tokens in all, emitted ones included; prompt + this <= max_context.
+    """
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    emitted_ids: tuple[int, ...] = ()
+    emitted_text: str = ""
+    sampling: Sampling
+    max_new_tokens: int
+
+
+class Chunk(Value, frozen=True, kw_only=True, tag="chunk"):
+    """What one request gained since its last chunk.
+
+    Attributes:
+        index: of the first of `ids` within the completion.
+        ids: all newly sampled ids, EOS and stop-string ids included.
+        text: newly safe text; never splits a UTF-8 character, never holds part of a stop string.
+        logprobs: one an id when asked for.
+        finish: set in the request's last chunk, unless `error_code` is.
+        cached_tokens: prompt tokens that came from a cache (in the first chunk).
+        error_code: the request failed; its last chunk.
+        error_message: for a person; tells nothing internal.
+    """
+
+    key: str
+    index: int
+    ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+    error_code: ErrorCode | None = None
+    error_message: str = ""
+
+    def merged(self, later: Chunk) -> Chunk:
+        """This chunk and the request's next one as a single chunk."""
+        assert self.key == later.key and self.index + len(self.ids) == later.index
+        logprobs = None if self.logprobs is None else (*self.logprobs, *(later.logprobs or ()))
+        return msgspec.structs.replace(
+            later,
+            index=self.index,
+            ids=self.ids + later.ids,
+            text=self.text + later.text,
+            logprobs=logprobs,
+            cached_tokens=self.cached_tokens or later.cached_tokens,
+        )
+
+
+class ModelProgress(Value, frozen=True, kw_only=True, tag="model_progress"):
+    """A load goes on: bytes of weights read so far."""
+
+    name: str
+    bytes: int
+    total_bytes: int
+
+
+class ModelLoaded(Value, frozen=True, kw_only=True, tag="model_loaded"):
+    """A load succeeded; requests submitted from now on run on this model."""
+
+    info: ModelInfo
+
+
+class ModelFailed(Value, frozen=True, kw_only=True, tag="model_failed"):
+    """A load failed; `kept` is the model that goes on serving, None if there is none."""
+
+    name: str
+    code: ErrorCode
+    message: str
+    kept: ModelInfo | None
+
+
+EngineEvent = Chunk | ModelProgress | ModelLoaded | ModelFailed
+
+
+class Engine(Protocol):
+    """Produces streams. All calls return at once and may come from one other thread than the engine's own."""
+
+    def start(self, notify: Callable[[], None]) -> None:
+        """Starts working. `notify` is called from any thread whenever `take` has something new."""
+
+    def load(self, model: ModelRef) -> None:
+        """Loads a model when nothing runs; ends in `ModelLoaded` or `ModelFailed`, after any `ModelProgress`."""
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queues a request; ends in one chunk with `finish` or `error_code`, unless it is cancelled first."""
+
+    def cancel(self, key: str) -> None:
+        """Stops a request within one step; its chunks may still come until then. Unknown keys are ignored."""
+
+    def take(self) -> list[EngineEvent]:
+        """Takes everything that has come, oldest first, consecutive chunks of a request merged into one."""
+
+    def load_state(self) -> EngineResources:
+        """Requests and rate right now."""
+
+    def close(self) -> None:
+        """Stops after the running step and waits for the thread. Unfinished requests just end."""
+
+
+class MemoryProbe(Protocol):
+    """Reads the compute device's memory."""
+
+    def summary(self) -> DeviceSummary:
+        """Name, total and free memory of the device (the host's on CPU)."""
+
+    def resources(
+        self, loaded: ModelInfo | None, models: Sequence[ModelEntry], load: EngineResources
+    ) -> Resources:
+        """The whole `resources` message."""
+
+
+class ModelSource(Protocol):
+    """The models on this machine. Every method touches files and must not be called on the event loop."""
+
+    def scan(self) -> list[ModelRef]:
+        """All models that can be served, `models/` first, then by name."""
+
+    def delete(self, name: str) -> None:
+        """Deletes a model's folder.
+
+        Raises:
+            BadRequestError: the name is not a plain model name.
+            ModelNotFoundError: there is no such model.
+        """
+
+
+# --- prompts -------------------------------------------------------------------------------------------------------
+
+
+class Turn(Value, frozen=True, kw_only=True):
+    """One message of the context."""
+
+    role: Role
+    content: str
+
+
+class PromptJob(Value, frozen=True, kw_only=True):
+    """Asks for the token ids of a context.
+
+    Attributes:
+        key: names the job; comes back in the answer.
+        model: whose tokenizer and template to use.
+        turns: the context, oldest first; or `input_ids`, taken as they are.
+        droppable: whether the oldest whole turns may be dropped to make it fit (a session's own conversation).
+        max_context: tokens the model takes, prompt and completion together.
+        reserve: completion tokens to leave room for when turns are dropped.
+    """
+
+    key: str
+    model: ModelRef
+    turns: tuple[Turn, ...] = ()
+    input_ids: tuple[int, ...] | None = None
+    droppable: bool = False
+    max_context: int
+    reserve: int
+
+
+class PromptReady(Value, frozen=True, kw_only=True, tag="prompt_ready"):
+    """The ids; `dropped_turns` were left out at the front. `len(ids) < max_context` always holds."""
+
+    key: str
+    ids: tuple[int, ...]
+    dropped_turns: int = 0
+
+
+class PromptFailed(Value, frozen=True, kw_only=True, tag="prompt_failed"):
+    """The prompt cannot be served: `context_too_long`, `bad_request` or `model_failed` (the template)."""
+
+    key: str
+    code: ErrorCode
+    message: str
+
+
+PromptEvent = PromptReady | PromptFailed
+
+
+class PromptRenderer(Protocol):
+    """Turns contexts into token ids, away from the event loop, one job at a time, oldest first."""
+
+    def start(self, deliver: Callable[[PromptEvent], None]) -> None:
+        """Starts working. `deliver` is called from another thread, once a job."""
+
+    def render(self, job: PromptJob) -> None:
+        """Queues a job and returns at once."""
+
+    def close(self) -> None:
+        """Stops and waits."""

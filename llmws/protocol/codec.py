@@ -1,0 +1,159 @@
+"""Frames to messages and back.
+
+Owns the checks that must come before anything else sees a frame: UTF-8 text, size, nesting depth, type, ranges.
+Invariant: `decode` returns a client message or raises `FrameError`; nothing else, on any bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from llmws.protocol import messages as m
+from llmws.protocol.codes import ErrorCode
+
+MAX_DEPTH: Final = 32
+"""Deepest nesting taken. msgspec and the stdlib recurse once a level, so an unbounded frame exhausts the stack."""
+
+_CLIENT_TYPES: Final[dict[str, type[m.Message]]] = {
+    t.__struct_config__.tag: t  # type: ignore[misc]
+    for t in m.ClientMessage.__args__
+}
+_DECODERS: Final = {tag: msgspec.json.Decoder(t) for tag, t in _CLIENT_TYPES.items()}
+_SERVER_DECODER: Final = msgspec.json.Decoder(m.ServerMessage)
+_ENCODER: Final = msgspec.json.Encoder()
+_PATH: Final = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`")
+
+
+class FrameError(Exception):
+    """A frame that cannot be taken. Carries what the `error` answer needs.
+
+    Attributes:
+        code: the wire code.
+        field: dotted path of the offending field, where known.
+        request_id: of the message, where it has a valid one.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, *, field: str | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+        self.request_id = request_id
+
+    def to_message(self) -> m.Error:
+        """The `error` that answers the frame; it has no `seq`."""
+        return m.Error(
+            code=self.code,
+            message=self.message,
+            retryable=self.code.retryable,
+            field=self.field,
+            request_id=self.request_id,
+        )
+
+
+class _Head(msgspec.Struct):
+    type: str | None = None
+
+
+class _RequestHead(msgspec.Struct):
+    request_id: m.RequestId | None = None
+
+
+_HEAD: Final = msgspec.json.Decoder(_Head)
+_REQUEST_HEAD: Final = msgspec.json.Decoder(_RequestHead)
+
+
+def encode(message: m.Message) -> bytes:
+    """The message as one UTF-8 JSON object. Raises ValueError on a non-finite float (a bug in the caller)."""
+    return _ENCODER.encode(message)
+
+
+def decode(frame: str | bytes, *, first: bool = False) -> m.ClientMessage:
+    """Decodes one frame from a client.
+
+    Args:
+        frame: the text of the frame; `bytes` are a binary frame's and are refused.
+        first: whether a frame without `type` is a hello (only the first one is).
+
+    Raises:
+        FrameError: with `bad_message`, `unknown_type` or `bad_request`.
+    """
+    if isinstance(frame, bytes):
+        raise FrameError(ErrorCode.BAD_MESSAGE, "binary frames are not part of the protocol; send JSON text")
+    try:
+        data = frame.encode()
+    except UnicodeEncodeError:
+        raise FrameError(ErrorCode.BAD_MESSAGE, "the frame is not valid UTF-8") from None
+    if _depth(data) > MAX_DEPTH:
+        raise FrameError(ErrorCode.BAD_MESSAGE, f"the frame is nested deeper than {MAX_DEPTH} levels")
+    try:
+        head = _HEAD.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = "`type` must be a string" if "$.type" in str(error) else "the frame is not a JSON object"
+        raise FrameError(ErrorCode.BAD_MESSAGE, message) from None
+    tag = head.type
+    if tag is None:
+        if not first:
+            raise FrameError(ErrorCode.BAD_MESSAGE, "the message has no `type`")
+        tag = "hello"
+        data = _with_type(data)
+    decoder = _DECODERS.get(tag)
+    if decoder is None:
+        raise FrameError(ErrorCode.UNKNOWN_TYPE, f"unknown message type {tag[:64]!r}")
+    try:
+        return decoder.decode(data)  # type: ignore[return-value]
+    except msgspec.ValidationError as error:
+        raise _refusal(tag, data, str(error)) from None
+
+
+def decode_server(frame: str | bytes) -> m.ServerMessage:
+    """Decodes one frame from the server, for clients and for reading events back from a log.
+
+    Raises:
+        msgspec.ValidationError: on an unknown type or a wrong shape.
+    """
+    return _SERVER_DECODER.decode(frame)
+
+
+def _refusal(tag: str, data: bytes, text: str) -> FrameError:
+    """Turns msgspec's message, which ends in a JSON path, into an error that names the field."""
+    path = _PATH.search(text)
+    field = path.group(1).replace("[...]", "") if path else None
+    if not field and (missing := re.search(r"missing required field `(\w+)`", text)):
+        field = missing.group(1)
+    try:
+        request_id = _REQUEST_HEAD.decode(data).request_id
+    except msgspec.ValidationError:
+        request_id = None
+    code = ErrorCode.BAD_MESSAGE if tag == "hello" else ErrorCode.BAD_REQUEST
+    return FrameError(code, _PATH.sub("", text), field=field or None, request_id=request_id)
+
+
+def _with_type(data: bytes) -> bytes:
+    """An original client's hello has no `type`; the tagged decoder wants one."""
+    body = data.lstrip()[1:]
+    comma = b"" if body.lstrip().startswith(b"}") else b","
+    return b'{"type":"hello"' + comma + body
+
+
+_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+def _depth(data: bytes) -> int:
+    """Deepest nesting of brackets outside strings, in one pass and without recursion."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return 0
+    depth = deepest = 0
+    for match in _STRING_OR_BRACKET.finditer(data):
+        token = match.group()
+        if token in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in b"]}":
+            depth -= 1
+    return deepest

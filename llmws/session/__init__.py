@@ -1,0 +1,1 @@
+"""The pure core: sessions, their windows and queues, and the hub. No I/O, no asyncio, no torch."""

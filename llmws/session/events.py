@@ -1,0 +1,162 @@
+"""What the doors tell the hub, and what the hub wants done at them.
+
+Together with the answers of `engine_api` and `store_api` these are all of the hub's inputs and outputs. A connection is named by a
+number that is never used twice, so the late death of an old socket cannot hurt a new one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llmws.engine_api import (
+    Chunk,
+    GenerationRequest,
+    ModelFailed,
+    ModelLoaded,
+    ModelProgress,
+    ModelRef,
+    PromptFailed,
+    PromptJob,
+    PromptReady,
+)
+from llmws.protocol import CloseCode
+from llmws.protocol import messages as m
+from llmws.store_api import StoreEvent, StoreOp
+
+UserRole = Literal["user", "admin"]
+
+
+class Value(msgspec.Struct, frozen=True):
+    """Base of events and commands."""
+
+
+# --- events --------------------------------------------------------------------------------------------------------
+
+
+class Attach(Value, frozen=True):
+    """An authenticated hello."""
+
+    connection: int
+    principal: str
+    role: UserRole
+    hello: m.Hello
+
+
+class Receive(Value, frozen=True):
+    """A message after the hello."""
+
+    connection: int
+    message: m.ClientMessage
+
+
+class Detach(Value, frozen=True):
+    """The connection is gone, for whatever reason."""
+
+    connection: int
+
+
+class Congested(Value, frozen=True):
+    """The connection's socket buffer is above its high-water mark."""
+
+    connection: int
+
+
+class Drained(Value, frozen=True):
+    """It has fallen below its low-water mark again."""
+
+    connection: int
+
+
+class Answer(Value, frozen=True):
+    """The reply to an `Inspect`."""
+
+    connection: int
+    message: m.ServerMessage
+
+
+class ModelsScanned(Value, frozen=True):
+    """The models on this machine, at start and after a change."""
+
+    models: tuple[ModelRef, ...]
+
+
+class MemoryRead(Value, frozen=True):
+    """The device's memory, for the next welcomes."""
+
+    device: m.DeviceSummary
+
+
+class Tick(Value, frozen=True):
+    """Time has passed; sent about every 250 ms."""
+
+
+class Drain(Value, frozen=True):
+    """The server is going to stop: nothing new starts."""
+
+
+HubEvent = (
+    Attach
+    | Receive
+    | Detach
+    | Congested
+    | Drained
+    | Answer
+    | ModelsScanned
+    | MemoryRead
+    | Tick
+    | Drain
+    | Chunk
+    | ModelProgress
+    | ModelLoaded
+    | ModelFailed
+    | PromptReady
+    | PromptFailed
+    | StoreEvent
+)
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+class Send(Value, frozen=True):
+    """Frames for a connection, in order."""
+
+    connection: int
+    frames: tuple[bytes, ...]
+
+
+class Disconnect(Value, frozen=True):
+    """Closes a connection after what was sent to it."""
+
+    connection: int
+    code: CloseCode
+    reason: str
+
+
+class Inspect(Value, frozen=True):
+    """A question about models or resources, answered outside the hub by one `Answer`."""
+
+    connection: int
+    message: m.GetResources | m.ListModels | m.DeleteModel
+
+
+class Submit(Value, frozen=True):
+    """Starts a generation."""
+
+    request: GenerationRequest
+
+
+class CancelGeneration(Value, frozen=True):
+    """Stops a generation; its later chunks are ignored."""
+
+    key: str
+
+
+class LoadModel(Value, frozen=True):
+    """Loads a model; nothing is running."""
+
+    model: ModelRef
+
+
+HubCommand = Send | Disconnect | Inspect | Submit | CancelGeneration | LoadModel | PromptJob | StoreOp
