@@ -6,7 +6,7 @@ number that is never used twice, so the late death of an old socket cannot hurt 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -30,6 +30,26 @@ UserRole = Literal["user", "admin"]
 
 class Value(msgspec.Struct, frozen=True):
     """Base of events and commands."""
+
+
+class Clock(Protocol):
+    """Time, as an argument."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back, from an arbitrary start."""
+
+    def time(self) -> float:
+        """Unix time in seconds; may jump."""
+
+
+class Entropy(Protocol):
+    """Randomness, as an argument."""
+
+    def new_id(self) -> str:
+        """A fresh UUIDv4, as text."""
+
+    def new_seed(self) -> int:
+        """A sampling seed, 0..2^53-1."""
 
 
 # --- events --------------------------------------------------------------------------------------------------------
@@ -88,12 +108,28 @@ class MemoryRead(Value, frozen=True):
     device: m.DeviceSummary
 
 
+class SelectModel(Value, frozen=True):
+    """The model to serve at start."""
+
+    model: ModelRef
+
+
+class OpenUnfinished(Value, frozen=True):
+    """A session that has a buffer file from an earlier process: open it, so that its requests go on by themselves."""
+
+    session_id: str
+
+
 class Tick(Value, frozen=True):
     """Time has passed; sent about every 250 ms."""
 
 
 class Drain(Value, frozen=True):
-    """The server is going to stop: nothing new starts."""
+    """The server is going to stop: what runs goes on, nothing new is taken or started."""
+
+
+class Shutdown(Value, frozen=True):
+    """The server stops: every session's files are closed; what is unfinished stays resumable."""
 
 
 HubEvent = (
@@ -105,8 +141,11 @@ HubEvent = (
     | Answer
     | ModelsScanned
     | MemoryRead
+    | SelectModel
+    | OpenUnfinished
     | Tick
     | Drain
+    | Shutdown
     | Chunk
     | ModelProgress
     | ModelLoaded
@@ -153,10 +192,14 @@ class CancelGeneration(Value, frozen=True):
     key: str
 
 
+class ScanModels(Value, frozen=True):
+    """Looks for models again; answered by `ModelsScanned`."""
+
+
 class LoadModel(Value, frozen=True):
     """Loads a model; nothing is running."""
 
     model: ModelRef
 
 
-HubCommand = Send | Disconnect | Inspect | Submit | CancelGeneration | LoadModel | PromptJob | StoreOp
+HubCommand = Send | Disconnect | Inspect | Submit | CancelGeneration | ScanModels | LoadModel | PromptJob | StoreOp

@@ -1,0 +1,212 @@
+"""One connection's place in a session: what it has been sent, what it may be sent, what it is still owed.
+
+Knows nothing of requests. Invariant: frames leave in seq order without a gap from `cursor`, never beyond the window or `sendable`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from llmws.protocol import decode_server, encode
+from llmws.protocol import messages as m
+from llmws.session.journal import EventLog
+from llmws.store_api import Read, ReadResult
+
+READ_BYTES: Final = 64 * 1024
+ACK_INTERVAL_S: Final = 0.25
+
+_TERMINALS: Final = (b'{"type":"done",', b'{"type":"error",')
+
+
+class Attachment:
+    """A connection attached to a session.
+
+    Attributes:
+        cursor: seq of the newest event sent.
+        seen: seq of the newest event that the client can know of.
+        last_terminal: seq of the newest `done` or `error` sent on this connection, 0 before any.
+        is_congested: its socket buffer is above the high-water mark.
+    """
+
+    def __init__(
+        self,
+        connection: int,
+        session_id: str,
+        *,
+        role: Literal["user", "admin"],
+        mode: Literal["takeover", "observe"],
+        window: int | None,
+        position: int,
+    ) -> None:
+        self.connection = connection
+        self.role = role
+        self.mode = mode
+        self.window = window
+        self.cursor = self.seen = self._window_base = position
+        self.last_terminal = 0
+        self.is_congested = False
+        self._session_id = session_id
+        self._caught_up_at: int | None = None
+        self._snapshot: SnapshotBuilder | None = None
+        self._ticket: int | None = None
+        self._ack_sent_s = float("-inf")
+        self._ack_due: int | None = None
+
+    def announce_caught_up(self, head_seq: int) -> None:
+        """Asks for a `caught_up` notice once everything up to `head_seq` is sent."""
+        self._caught_up_at = head_seq
+
+    def begin_snapshot(self, builder: SnapshotBuilder) -> None:
+        """The position could not be continued: sends a snapshot of `builder.as_of` first."""
+        self._snapshot = builder
+        self.cursor = builder.after_seq
+        self._caught_up_at = builder.as_of
+
+    def acked(self, seq: int) -> None:
+        """The client has applied events up to `seq`; an `ack_received` is due."""
+        self._window_base = max(self._window_base, seq)
+        self._ack_due = seq
+
+    def pump(self, log: EventLog) -> tuple[list[bytes], Read | None]:
+        """What can be sent now, and what must be read from the file to go on."""
+        frames: list[bytes] = []
+        if self.is_congested:
+            return frames, None
+        if self._snapshot is not None:
+            return self._pump_snapshot(log)
+        limit = log.sendable
+        if self.window is not None:
+            limit = min(limit, self._window_base + self.window)
+        while self.cursor < limit:
+            frame = log.frame(self.cursor + 1)
+            if frame is None:
+                return self._with_caught_up(frames), self._read()
+            self._sent(frame, self.cursor + 1)
+            frames.append(frame)
+        return self._with_caught_up(frames), None
+
+    def read_done(self, result: ReadResult, log: EventLog) -> list[bytes] | None:
+        """Takes what was read.
+
+        Returns:
+            Frames to send, or None when the log no longer holds what this connection is owed (it must resynchronise).
+        """
+        if result.ticket != self._ticket:
+            return []
+        self._ticket = None
+        if self._snapshot is not None:
+            for seq, frame in result.events:
+                if seq <= self._snapshot.as_of:
+                    self._snapshot.add(frame)
+            # A damaged log may end early; what it has is the state.
+            self.cursor = min(result.events[-1][0], self._snapshot.as_of) if result.events else self._snapshot.as_of
+            return []
+        if not result.events or result.events[0][0] != self.cursor + 1:
+            return None
+        frames: list[bytes] = []
+        limit = log.sendable if self.window is None else min(log.sendable, self._window_base + self.window)
+        for seq, frame in result.events:
+            if seq > limit:
+                break
+            self._sent(frame, seq)
+            frames.append(frame)
+        return frames
+
+    def ack_reply(self, floor_seq: int, *, now_s: float) -> list[bytes]:
+        """The `ack_received` that is due, if the last one is at least 250 ms ago."""
+        if self._ack_due is None or now_s - self._ack_sent_s < ACK_INTERVAL_S:
+            return []
+        reply = m.AckReceived(seq=self._ack_due, floor_seq=floor_seq)
+        self._ack_due, self._ack_sent_s = None, now_s
+        return [encode(reply)]
+
+    def _sent(self, frame: bytes, seq: int) -> None:
+        self.cursor = seq
+        self.seen = max(self.seen, seq)
+        if frame.startswith(_TERMINALS):
+            self.last_terminal = seq
+
+    def _read(self) -> Read | None:
+        if self._ticket is not None:
+            return None
+        # A seq is read at most once by a connection, but for a retry after a congested pause: the cursor is ticket enough.
+        self._ticket = self.cursor
+        return Read(session_id=self._session_id, ticket=self._ticket, after_seq=self.cursor, limit_bytes=READ_BYTES)
+
+    def _pump_snapshot(self, log: EventLog) -> tuple[list[bytes], Read | None]:
+        assert self._snapshot is not None
+        if self.cursor < self._snapshot.as_of:
+            return [], self._read()
+        snapshot = self._snapshot.finish(epoch=log.epoch)
+        self._snapshot = None
+        self.seen = self._window_base = snapshot.as_of
+        frames, read = self.pump(log)
+        return [encode(snapshot), *frames], read
+
+    def _with_caught_up(self, frames: list[bytes]) -> list[bytes]:
+        """Puts the notice in its place behind the last replayed frame."""
+        if self._caught_up_at is None or self.cursor < self._caught_up_at:
+            return frames
+        notice = m.Log(code="caught_up", message="You have seen everything so far.", head_seq=self._caught_up_at)
+        live = self.cursor - self._caught_up_at
+        self._caught_up_at = None
+        place = max(0, len(frames) - live)
+        return [*frames[:place], encode(notice), *frames[place:]]
+
+
+class SnapshotBuilder:
+    """Folds a session's events into the state of its requests."""
+
+    def __init__(self, *, after_seq: int, as_of: int, floor: int, queued: list[str]) -> None:
+        self.after_seq = after_seq
+        self.as_of = as_of
+        self._floor = floor
+        self._queued = queued
+        self._requests: dict[str, _Folded] = {}
+
+    def add(self, frame: bytes) -> None:
+        """Takes the next event."""
+        event = decode_server(frame)
+        match event:
+            case m.Start():
+                self._requests.setdefault(event.request_id, _Folded()).state = "running"
+            case m.Token():
+                folded = self._requests.setdefault(event.request_id, _Folded())
+                folded.parts.append(event.data)
+                folded.next_index = event.index + len(event.ids)
+            case m.Done() | m.Error() if event.request_id is not None:
+                if isinstance(event.seq, int) and event.seq <= self._floor:
+                    self._requests.pop(event.request_id, None)
+                    return
+                folded = self._requests.setdefault(event.request_id, _Folded())
+                folded.state = "done" if isinstance(event, m.Done) else "error"
+                folded.terminal = msgspec.json.decode(frame, type=dict)
+
+    def finish(self, *, epoch: int) -> m.Snapshot:
+        """The message."""
+        requests = [
+            m.RequestSnapshot(
+                request_id=request_id,
+                state=folded.state,
+                text="".join(folded.parts),
+                next_index=folded.next_index,
+                terminal=folded.terminal,
+            )
+            for request_id, folded in self._requests.items()
+        ]
+        requests += [
+            m.RequestSnapshot(request_id=request_id, state="queued", text="", next_index=0)
+            for request_id in self._queued
+            if request_id not in self._requests
+        ]
+        return m.Snapshot(as_of=self.as_of, epoch=epoch, requests=requests)
+
+
+class _Folded:
+    def __init__(self) -> None:
+        self.state: Literal["queued", "running", "done", "error"] = "queued"
+        self.parts: list[str] = []
+        self.next_index = 0
+        self.terminal: dict[str, object] | None = None

@@ -1,0 +1,351 @@
+"""The hub: takes an event, returns commands.
+
+Owns who is attached to what and which sessions are in memory; turns, models and messages have files of their own. It is
+synchronous and imports neither asyncio, sockets, files nor torch. Invariants: a connection belongs to at most one session; nothing is
+sent to a connection that is not attached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+from llmws import protocol
+from llmws.engine_api import (
+    Chunk,
+    ModelFailed,
+    ModelInfo,
+    ModelLoaded,
+    ModelProgress,
+    ModelRef,
+    PromptFailed,
+    PromptReady,
+)
+from llmws.protocol import CloseCode, ErrorCode
+from llmws.protocol import messages as m
+from llmws.session import events as e
+from llmws.session.attachment import Attachment
+from llmws.session.desk import Desk
+from llmws.session.models import Models
+from llmws.session.recovery import restore
+from llmws.session.session import Session
+from llmws.session.state import HubSettings, HubState
+from llmws.session.turns import Turns
+from llmws.store_api import Created, Dropped, Failed, Flushed, Open, Opened, ReadResult, Unknown
+
+EVICT_AFTER_S: Final = 300.0
+"""A detached session with nothing to do leaves memory after this long; its files stay."""
+
+
+class Hub:
+    """All decisions of the server."""
+
+    def __init__(self, settings: HubSettings, *, clock: e.Clock, entropy: e.Entropy) -> None:
+        self._state = HubState(settings, clock=clock, entropy=entropy)
+        self._models = Models(self._state)
+        self._turns = Turns(self._state, self._models)
+        self._desk = Desk(self._state, self._models, self._turns)
+        self._opening: dict[str, list[e.Attach | e.Receive]] = {}
+        self._opening_for: dict[int, str] = {}
+        self._takers: dict[type, Callable[[Any], None]] = {
+            e.Attach: self._attach,
+            e.Receive: self._receive,
+            e.Detach: self._detach,
+            e.Congested: self._congested,
+            e.Drained: self._drained,
+            e.Answer: self._answer,
+            e.ModelsScanned: self._models.scanned,
+            e.MemoryRead: self._memory_read,
+            e.SelectModel: lambda event: self._models.load(event.model),
+            e.OpenUnfinished: lambda event: self._open(event.session_id),
+            e.Tick: self._tick,
+            e.Drain: self._drain,
+            e.Shutdown: self._shutdown,
+            Chunk: self._turns.chunk,
+            ModelProgress: self._models.progress,
+            ModelLoaded: self._models.loaded,
+            ModelFailed: self._model_failed,
+            PromptReady: self._turns.prompt_ready,
+            PromptFailed: self._turns.prompt_failed,
+            Created: self._created,
+            Opened: self._opened,
+            Unknown: self._unknown,
+            Flushed: self._flushed,
+            ReadResult: self._read_result,
+            Dropped: self._dropped,
+            Failed: self._failed,
+        }
+
+    def handle(self, event: e.HubEvent) -> list[e.HubCommand]:
+        """What is to be done about an event, in order."""
+        state = self._state
+        self._takers[type(event)](event)
+        self._turns.admit()
+        for session in state.dirty.values():
+            session.flush()
+        state.dirty.clear()
+        commands, state.out[:] = state.out[:], ()
+        return commands
+
+    @property
+    def loaded(self) -> ModelInfo | None:
+        """The model that serves."""
+        return self._models.current
+
+    @property
+    def available(self) -> tuple[ModelRef, ...]:
+        """The models found by the last scan."""
+        return self._models.available
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no request is being rendered or generated."""
+        return not self._turns.active
+
+    # --- connections -----------------------------------------------------------------------------------------------
+
+    def _attach(self, event: e.Attach) -> None:
+        session_id = event.hello.session_id
+        if session_id is None:
+            self._attach_new(event, reason=None)
+        elif (session := self._state.sessions.get(session_id)) is not None:
+            self._attach_known(session, event)
+        else:
+            self._open(session_id)
+            self._opening[session_id].append(event)
+            self._opening_for[event.connection] = session_id
+
+    def _attach_new(self, event: e.Attach, *, reason: str | None) -> None:
+        state = self._state
+        now_unix_s = state.clock.time()
+        session = Session(
+            state.entropy.new_id(),
+            event.principal,
+            epoch=int(now_unix_s * 1000),
+            outbox=state.out,
+            now_unix_s=now_unix_s,
+        )
+        state.sessions[session.id] = session
+        attachment = self._attachment(session, event, mode="takeover", position=0)
+        self._welcome(session, attachment, status="new", reason=reason)
+
+    def _attach_known(self, session: Session, event: e.Attach) -> None:
+        hello = event.hello
+        if session.owner != event.principal:
+            # For anyone else the id is as good as unknown: it must not tell that the session exists.
+            self._attach_new(event, reason="session_unknown")
+            return
+        if hello.mode == "observe" and len(session.observers) >= self._state.settings.max_observers:
+            text = "this session has as many observers as it may have"
+            self._state.reject(event.connection, ErrorCode.RATE_LIMITED, text)
+            self._state.out.append(e.Disconnect(event.connection, CloseCode.TRY_LATER, "too many observers"))
+            return
+        reason = session.reset_reason(hello.resume)
+        position = hello.resume.last_seq if hello.resume and reason is None else session.floor
+        attachment = self._attachment(session, event, mode=hello.mode, position=position)
+        if reason is None:
+            self._welcome(session, attachment, status="resumed", reason=None)
+            attachment.announce_caught_up(session.log.sendable)
+        else:
+            self._welcome(session, attachment, status="reset", reason=reason)
+            attachment.begin_snapshot(session.snapshot_builder())
+        session.pump(attachment)
+
+    def _attachment(
+        self, session: Session, event: e.Attach, *, mode: Literal["takeover", "observe"], position: int
+    ) -> Attachment:
+        attachment = Attachment(
+            event.connection,
+            session.id,
+            role=event.role,
+            mode=mode,
+            window=event.hello.window,
+            position=position,
+        )
+        state = self._state
+        if mode == "takeover" and session.attachment is not None:
+            state.connections.pop(session.attachment.connection, None)
+        state.connections[event.connection] = session
+        state.detached_s.pop(session.id, None)
+        session.last_activity_unix_s = state.clock.time()
+        session.attach(attachment)
+        return attachment
+
+    def _welcome(
+        self,
+        session: Session,
+        attachment: Attachment,
+        *,
+        status: Literal["new", "resumed", "reset"],
+        reason: str | None,
+    ) -> None:
+        settings = self._state.settings
+        welcome = m.Welcome(
+            protocol=protocol.VERSION,
+            session_id=session.id,
+            status=status,
+            reason=reason,
+            epoch=session.log.epoch,
+            head_seq=session.log.sendable,
+            floor_seq=session.floor,
+            requests=session.open_requests(),
+            model=self._models.name,
+            capabilities=self._models.capabilities(),
+            resources=self._state.device,
+            limits=settings.limits,
+            heartbeat=settings.heartbeat,
+            durability="os",
+            server=settings.server,
+        )
+        session.send(attachment, [protocol.encode(welcome)])
+
+    def _detach(self, event: e.Detach) -> None:
+        waiting = self._opening.get(self._opening_for.pop(event.connection, ""), [])
+        waiting[:] = [each for each in waiting if each.connection != event.connection]
+        session = self._state.connections.pop(event.connection, None)
+        if session is None:
+            return  # taken over before
+        was_owner = session.attachment is not None and session.attachment.connection == event.connection
+        session.detach(event.connection)
+        self._note_detached(session)
+        if was_owner:
+            self._turns.cancel_abandoned(session)
+
+    def _note_detached(self, session: Session) -> None:
+        if not session.attachments():
+            self._state.detached_s[session.id] = self._state.clock.monotonic()
+            session.log.trim(keep_bytes=0)
+
+    def _receive(self, event: e.Receive) -> None:
+        session = self._state.connections.get(event.connection)
+        attachment = self._state.attachment(event.connection)
+        if session is not None and attachment is not None:
+            session.last_activity_unix_s = self._state.clock.time()
+            self._desk.take(session, attachment, event.message)
+        elif (session_id := self._opening_for.get(event.connection)) is not None:
+            self._opening[session_id].append(event)
+
+    def _congested(self, event: e.Congested) -> None:
+        if attachment := self._state.attachment(event.connection):
+            attachment.is_congested = True
+
+    def _drained(self, event: e.Drained) -> None:
+        if attachment := self._state.attachment(event.connection):
+            attachment.is_congested = False
+            self._state.connections[event.connection].pump(attachment)
+
+    def _answer(self, event: e.Answer) -> None:
+        if self._state.attachment(event.connection):
+            self._state.send(event.connection, event.message)
+
+    # --- storage ---------------------------------------------------------------------------------------------------
+
+    def _open(self, session_id: str) -> None:
+        if session_id not in self._opening and session_id not in self._state.sessions:
+            self._opening[session_id] = []
+            self._state.out.append(Open(session_id=session_id))
+
+    def _take_opening(self, session_id: str) -> list[e.Attach | e.Receive]:
+        waiting = self._opening.pop(session_id, [])
+        for each in waiting:
+            self._opening_for.pop(each.connection, None)
+        return waiting
+
+    def _opened(self, event: Opened) -> None:
+        waiting = self._take_opening(event.session_id)
+        state = self._state
+        session, ended = restore(event, outbox=state.out, now_s=state.clock.monotonic())
+        state.sessions[session.id] = session
+        self._note_detached(session)
+        for turn in ended:
+            self._turns.keep_turn(session, turn.request, turn.terminal)
+        self._turns.cancel_abandoned(session)
+        self._turns.enqueue(session)
+        session.flush()
+        session.drop_if_done()
+        for each in waiting:
+            if isinstance(each, e.Attach):
+                self._attach_known(session, each)
+            else:
+                self._receive(each)
+
+    def _unknown(self, event: Unknown) -> None:
+        for each in self._take_opening(event.session_id):
+            if isinstance(each, e.Attach):
+                self._attach_new(each, reason="session_unknown")
+            else:
+                self._receive(each)
+
+    def _created(self, event: Created) -> None:
+        if session := self._state.sessions.get(event.session_id):
+            session.ledger_key = event.ledger_key
+
+    def _flushed(self, event: Flushed) -> None:
+        session = self._state.sessions.get(event.session_id)
+        if session is None:
+            return
+        if event.log == "buffer":
+            session.flushed(written=event.written, durable=event.durable)
+        else:
+            session.conversation.journal.flushed(written=event.written, durable=event.durable)
+            session.drop_if_done()
+
+    def _read_result(self, event: ReadResult) -> None:
+        if session := self._state.sessions.get(event.session_id):
+            for connection in session.read_done(event):
+                self._state.connections.pop(connection, None)
+                self._note_detached(session)
+
+    def _dropped(self, event: Dropped) -> None:
+        if session := self._state.sessions.get(event.session_id):
+            session.dropped(now_s=self._state.clock.monotonic())
+
+    def _failed(self, event: Failed) -> None:
+        """The log cannot be written: the clients are sent away, and the next hello opens what the disk has."""
+        for each in self._take_opening(event.session_id):
+            if isinstance(each, e.Attach):
+                self._send_away(each.connection, event.message)
+        session = self._state.sessions.get(event.session_id)
+        if session is not None:
+            for attachment in session.attachments():
+                self._send_away(attachment.connection, event.message)
+            self._turns.forget(session)
+            self._state.forget(session)
+
+    def _send_away(self, connection: int, message: str) -> None:
+        self._state.reject(connection, ErrorCode.STORAGE_FAILED, message)
+        self._state.out.append(e.Disconnect(connection, CloseCode.INTERNAL, "storage failed"))
+
+    # --- the server ------------------------------------------------------------------------------------------------
+
+    def _model_failed(self, event: ModelFailed) -> None:
+        self._models.failed(event)
+        self._turns.load_failed(event)
+
+    def _memory_read(self, event: e.MemoryRead) -> None:
+        self._state.device = event.device
+
+    def _tick(self, _event: e.Tick) -> None:
+        state = self._state
+        now_s = state.clock.monotonic()
+        for session in {each.id: each for each in state.connections.values()}.values():
+            session.send_due(now_s=now_s)
+            state.dirty[session.id] = session
+        self._turns.expire(now_s)
+        for session_id, detached_s in list(state.detached_s.items()):
+            if now_s - detached_s < EVICT_AFTER_S:
+                break  # in the order they detached: the rest is younger
+            session = state.sessions[session_id]
+            if session.is_idle():
+                session.close()
+                state.forget(session)
+
+    def _drain(self, _event: e.Drain) -> None:
+        self._state.is_draining = True
+
+    def _shutdown(self, _event: e.Shutdown) -> None:
+        self._state.is_draining = True
+        for session in list(self._state.sessions.values()):
+            self._turns.forget(session)
+            session.close()
+            self._state.forget(session)

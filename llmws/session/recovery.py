@@ -1,0 +1,112 @@
+"""Folds what the store found of a session back into a `Session`.
+
+Pure. Invariant: what comes out is what the process that wrote the log would have said at its last settled record: every request with
+a terminal event is ended, every other accepted one is queued again with all its tokens, in the order accepted.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmws.protocol import decode_server
+from llmws.protocol import messages as m
+from llmws.session.conversation import Conversation
+from llmws.session.events import HubCommand
+from llmws.session.journal import EventLog
+from llmws.session.records import AckBody, PromptBody, RequestBody, request_digest
+from llmws.session.request import Request
+from llmws.session.session import Session
+from llmws.store_api import Opened, Record
+
+_REQUEST = msgspec.json.Decoder(RequestBody)
+_PROMPT = msgspec.json.Decoder(PromptBody)
+_ACK = msgspec.json.Decoder(AckBody)
+
+
+class RestoredTurn(msgspec.Struct, frozen=True):
+    """A request that ended; its turn may still be missing in the conversation."""
+
+    request: Request
+    terminal: m.Done | m.Error
+
+
+def restore(opened: Opened, *, outbox: list[HubCommand], now_s: float) -> tuple[Session, list[RestoredTurn]]:
+    """The session, and the requests that ended within the log (a crash may have come before their turns were kept)."""
+    meta = opened.meta
+    session = Session(opened.session_id, meta.owner, epoch=opened.epoch, outbox=outbox, now_unix_s=meta.created_s)
+    session.last_activity_unix_s = meta.last_activity_s
+    session.ends = opened.ends
+    session.is_stored = True
+    session.ledger_key = opened.ledger_key
+    session.ledger = {each.id_mac: each for each in meta.finished}
+    session.conversation = Conversation(
+        opened.session_id, records=opened.conversation, next_n=opened.next_conversation_n
+    )
+    fold = _Fold(now_s=now_s)
+    for record in opened.records:
+        fold.add(record)
+    session.floor = max(meta.floor, fold.floor)
+    reached = max(fold.last_seq, session.floor)
+    last_seq = max(reached, meta.last_seq)
+    # A meta that has seen more events than the log holds: the log's end was lost, though no line of it is damaged.
+    session.corrupt_epoch = opened.epoch if last_seq > reached else opened.corrupt_epoch
+    session.log = EventLog(opened.session_id, epoch=opened.epoch, next_n=opened.next_n, last_seq=last_seq)
+    for request in fold.open.values():
+        if not request.is_started:
+            request.prompt = None  # nobody saw a start: its turn comes as if for the first time
+        session.queue.append(request)
+    for turn in fold.ended:
+        assert isinstance(turn.terminal.seq, int)
+        session.remember_end(turn.request, turn.terminal, turn.terminal.seq)
+    session.restored(has_buffer=bool(opened.records))
+    return session, fold.ended
+
+
+class _Fold:
+    def __init__(self, *, now_s: float) -> None:
+        self._now_s = now_s
+        self.open: dict[str, Request] = {}
+        self.ended: list[RestoredTurn] = []
+        self.last_seq = 0
+        self.floor = 0
+
+    def add(self, record: Record) -> None:
+        match record.kind:
+            case "request":
+                self._request(_REQUEST.decode(record.value), record.n)
+            case "prompt":
+                prompt = _PROMPT.decode(record.value)
+                if prompt.request_id in self.open:
+                    self.open[prompt.request_id].prompt = prompt
+            case "event":
+                self.last_seq = record.seq
+                self._event(decode_server(record.value), record.seq)
+            case "ack":
+                self.floor = max(self.floor, _ACK.decode(record.value).floor)
+
+    def _request(self, body: RequestBody, n: int) -> None:
+        request = Request(
+            message=body.body,
+            request_id=body.request_id,
+            digest=request_digest(body.body),
+            sampling=body.sampling,
+            accepted_s=self._now_s,
+            recovered=True,
+        )
+        request.record_n = n
+        self.open[request.id] = request
+
+    def _event(self, event: m.ServerMessage, seq: int) -> None:
+        request = self.open.get(getattr(event, "request_id", None) or "")
+        if request is None:
+            return
+        match event:
+            case m.Start():
+                request.start_seq = seq
+            case m.Token():
+                request.add(event.ids, event.data, now_s=self._now_s)
+            case m.Log(code="resumed_after_restart"):
+                request.fruitless_resumes += 1
+            case m.Done() | m.Error():
+                del self.open[request.id]
+                self.ended.append(RestoredTurn(request, event))

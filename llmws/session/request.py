@@ -1,0 +1,157 @@
+"""One accepted request, from the queue to its terminal event.
+
+Invariant: `ids` and `text` are exactly what the session's token events say, in this process and before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+from llmws.engine_api import GenerationRequest, ModelInfo
+from llmws.protocol import messages as m
+from llmws.session.records import PromptBody
+
+MAX_RESUMES = 3
+"""A request that was resumed so often without a new token is ended: it probably kills the process."""
+
+State = Literal["queued", "rendering", "running"]
+
+
+class Request:
+    """A request that has no terminal event yet. Times are of the hub's monotonic clock, in seconds."""
+
+    def __init__(
+        self,
+        *,
+        message: m.Inference,
+        request_id: str,
+        digest: bytes,
+        sampling: m.Sampling,
+        accepted_s: float,
+        recovered: bool = False,
+    ) -> None:
+        self.message = message
+        self.id = request_id
+        self.digest = digest
+        self.sampling = sampling
+        self.accepted_s = accepted_s
+        self.recovered = recovered
+        self.record_n = 0
+        self.state: State = "queued"
+        self.key = ""
+        self.prompt: PromptBody | None = None
+        self.start_seq = 0
+        self.ids: list[int] = []
+        self.cached_tokens = 0
+        self.fruitless_resumes = 0
+        self.submitted_s: float | None = None
+        self.first_token_s: float | None = None
+        self._index_at_submit = 0
+        self._parts: list[str] = []
+        self._hash = hashlib.sha256()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether its `start` is in the log."""
+        return self.start_seq > 0
+
+    @property
+    def uses_conversation(self) -> bool:
+        """Whether the session's conversation is its context and takes its turn."""
+        return self.message.prompt is not None
+
+    @property
+    def model(self) -> str | None:
+        """The model it must run on; None: whichever serves when its turn comes."""
+        return self.prompt.model if self.prompt else self.message.model
+
+    @property
+    def text(self) -> str:
+        """The completion so far."""
+        return "".join(self._parts)
+
+    def add(self, ids: tuple[int, ...] | list[int], text: str, *, now_s: float) -> None:
+        """Takes what a token event brings."""
+        self.ids.extend(ids)
+        if text:
+            self._parts.append(text)
+            self._hash.update(text.encode())
+        if ids and self.first_token_s is None:
+            self.first_token_s = now_s
+        self.fruitless_resumes = 0
+
+    def submitted(self, *, now_s: float) -> None:
+        """Goes to the engine, for the first time in this process."""
+        self.state = "running"
+
+        self.submitted_s = now_s
+        self.first_token_s = None
+        self._index_at_submit = len(self.ids)
+
+    def generation(self) -> GenerationRequest:
+        """What the engine needs to produce the rest. The prompt must be known."""
+        assert self.prompt is not None
+        return GenerationRequest(
+            key=self.key,
+            prompt_ids=tuple(self.prompt.ids),
+            emitted_ids=tuple(self.ids),
+            emitted_text=self.text,
+            sampling=self.sampling,
+            max_new_tokens=self.prompt.max_tokens,
+        )
+
+    def is_exact_on(self, info: ModelInfo) -> bool:
+        """Whether this model continues with just what would have come. Source: protocol, `resumed_after_restart`."""
+        assert self.prompt is not None
+        then = (self.prompt.engine, self.prompt.device, self.prompt.dtype, self.prompt.tokenizer_digest)
+        return then == (info.engine, info.device, info.dtype, info.tokenizer_digest) and info.dtype == "float32"
+
+    def done(self, finish_reason: m.FinishReason, *, now_s: float) -> m.Done:
+        """The terminal event."""
+        return m.Done(
+            request_id=self.id,
+            total_tokens=len(self.ids),
+            finish_reason=finish_reason,
+            usage=m.Usage(
+                prompt_tokens=len(self.prompt.ids) if self.prompt else 0,
+                completion_tokens=len(self.ids),
+                cached_tokens=self.cached_tokens,
+            ),
+            timing=self._timing(now_s),
+            text_sha256=self._hash.hexdigest(),
+        )
+
+    def _timing(self, now_s: float) -> m.Timing:
+        ttft_ms = tokens_per_s = None
+        until_s = self.submitted_s if self.submitted_s is not None else now_s
+        if self.first_token_s is not None and self.submitted_s is not None:
+            ttft_ms = round((self.first_token_s - self.accepted_s) * 1e3, 1)
+            seconds = now_s - self.submitted_s
+            tokens_per_s = round((len(self.ids) - self._index_at_submit) / seconds, 1) if seconds > 0 else None
+        return m.Timing(
+            queued_ms=round((until_s - self.accepted_s) * 1e3, 1), ttft_ms=ttft_ms, tokens_per_s=tokens_per_s
+        )
+
+
+def resolve(*layers: m.Sampling | None, seed: int) -> m.Sampling:
+    """One complete set of sampling parameters, the first layer that sets a field winning; `stop` becomes a list.
+
+    Args:
+        layers: request, session, server defaults.
+        seed: for when none of them has one.
+    """
+    merged = merge(*layers)
+    stop = [merged.stop] if isinstance(merged.stop, str) else list(merged.stop or ())
+    return msgspec.structs.replace(merged, seed=merged.seed if merged.seed is not None else seed, stop=stop)
+
+
+def merge(*layers: m.Sampling | None) -> m.Sampling:
+    """The layers as one, the first that sets a field winning."""
+    merged: dict[str, object] = {}
+    for layer in reversed(layers):
+        if layer is not None:
+            merged |= {key: value for key, value in msgspec.structs.asdict(layer).items() if value is not None}
+    return msgspec.convert(merged, m.Sampling)

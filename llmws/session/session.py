@@ -1,0 +1,340 @@
+"""One session: its log, its queue, its conversation and who is attached.
+
+Knows nothing of other sessions, of the model or of when its requests get their turn (the hub does). Commands are put
+into the hub's outbox. Invariants: every accepted request reaches exactly one terminal event; requests start in the order
+accepted; the floor never passes the owner's ack.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from llmws.protocol import CloseCode, ErrorCode, encode
+from llmws.protocol import messages as m
+from llmws.session.attachment import ACK_INTERVAL_S, Attachment, SnapshotBuilder
+from llmws.session.conversation import Conversation
+from llmws.session.events import Disconnect, HubCommand, Send
+from llmws.session.journal import TAIL_BYTES, EventLog
+from llmws.session.records import AckBody, RequestBody, encode_body, ledger_mac
+from llmws.session.request import Request
+from llmws.store_api import Close, Create, DropBuffer, Finished, ReadResult, SessionMeta
+
+LEDGER_SIZE: Final = 4096
+
+Terminal = Literal["done", "error"]
+
+
+class _Ended(NamedTuple):
+    digest: bytes
+    seq: int
+    terminal: Terminal
+
+
+class Session:
+    """A session in memory. `outbox` takes the commands; `now_s` arguments are monotonic, `*_unix_s` wall clock."""
+
+    def __init__(self, session_id: str, owner: str, *, epoch: int, outbox: list[HubCommand], now_unix_s: float) -> None:
+        self.id = session_id
+        self.owner = owner
+        self.created_unix_s = self.last_activity_unix_s = now_unix_s
+        self.log = EventLog(session_id, epoch=epoch)
+        self.conversation = Conversation(session_id)
+        self.ends: tuple[tuple[int, int], ...] = ()
+        self.corrupt_epoch = 0
+        self.floor = 0
+        self.queue: deque[Request] = deque()
+        self.attachment: Attachment | None = None
+        self.observers: dict[int, Attachment] = {}
+        self.is_stored = False
+        self.ledger_key = b""
+        self.ended: dict[str, _Ended] = {}
+        self.ledger: dict[bytes, Finished] = {}
+        self._outbox = outbox
+        self._has_buffer = False
+        self._is_dropping = False
+        self._floor_recorded = 0
+        self._floor_recorded_s = float("-inf")
+        self._when_durable: deque[tuple[int, int, bytes]] = deque()
+
+    # --- attachments -----------------------------------------------------------------------------------------------
+
+    def attachments(self) -> list[Attachment]:
+        """Everyone attached, the owner first."""
+        return [*([self.attachment] if self.attachment else []), *self.observers.values()]
+
+    def find(self, connection: int) -> Attachment | None:
+        """The connection's attachment, if it is still attached."""
+        if self.attachment and self.attachment.connection == connection:
+            return self.attachment
+        return self.observers.get(connection)
+
+    def attach(self, attachment: Attachment) -> None:
+        """Takes a new connection; the newest owner closes the older one."""
+        if attachment.mode == "observe":
+            self.observers[attachment.connection] = attachment
+            return
+        if self.attachment is not None:
+            self._outbox.append(Disconnect(self.attachment.connection, CloseCode.TAKEN_OVER, "taken over"))
+        self.attachment = attachment
+
+    def detach(self, connection: int) -> None:
+        """Forgets a connection; a late death of one that was taken over changes nothing."""
+        self.observers.pop(connection, None)
+        if self.attachment and self.attachment.connection == connection:
+            self.attachment = None
+
+    def reset_reason(self, position: m.Position | None) -> str | None:
+        """Why a position cannot be continued, or None when it can. Source: log-format, "Epochs and positions"."""
+        if position is None:
+            return "log_corrupt" if self.corrupt_epoch == self.log.epoch else None
+        ends = dict(self.ends) | {self.log.epoch: self.log.sendable}
+        if position.epoch not in ends:
+            return "unknown_epoch"
+        if position.epoch < self.corrupt_epoch:
+            return "log_corrupt"
+        if position.last_seq > ends[position.epoch]:
+            return "client_ahead"
+        return "below_floor" if position.last_seq < self.floor else None
+
+    def snapshot_builder(self) -> SnapshotBuilder:
+        """Gathers the state of the requests that are open or still in the log, as of now."""
+        open_starts = [each.start_seq - 1 for each in self.queue if each.is_started]
+        as_of = self.log.sendable
+        return SnapshotBuilder(
+            after_seq=min([self.floor, as_of, *open_starts]),
+            as_of=as_of,
+            floor=self.floor,
+            queued=[each.id for each in self.queue],
+        )
+
+    def open_requests(self) -> list[m.RequestState]:
+        """The requests without a terminal event, in order."""
+        return [
+            m.RequestState(request_id=each.id, state="running" if each.is_started else "queued") for each in self.queue
+        ]
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def emit(self, message: m.Event, *, sync: bool = False) -> int:
+        """Makes the message the session's next event."""
+        self.store()
+        return self.log.emit(message, sync=sync)
+
+    def store(self) -> None:
+        """Makes the session's files, if it lived in memory only."""
+        if not self.is_stored:
+            self.is_stored = True
+            self._outbox.append(Create(session_id=self.id, epoch=self.log.epoch, meta=self.meta()))
+
+    def accept(self, request: Request) -> None:
+        """Queues a new request; its record is durable before anybody is told."""
+        self.store()
+        body = RequestBody(
+            request_id=request.id,
+            body=request.message,
+            sampling=request.sampling,
+            accepted_s=self.last_activity_unix_s,
+        )
+        request.record_n = self.log.journal.add("request", encode_body(body), sync=True)
+        self.queue.append(request)
+
+    def end(self, request: Request, event: m.Done | m.Error) -> None:
+        """The request's terminal event. It leaves the queue."""
+        self.queue.remove(request)
+        self.remember_end(request, event, self.emit(event, sync=True))
+
+    def remember_end(self, request: Request, event: m.Done | m.Error, seq: int) -> None:
+        """Keeps how a request ended, for when its id comes again."""
+        self.ended[request.id] = _Ended(request.digest, seq, "done" if isinstance(event, m.Done) else "error")
+
+    def restored(self, *, has_buffer: bool) -> None:
+        """The session was opened from its files."""
+        self._has_buffer = has_buffer
+        self._floor_recorded = self.floor
+
+    def flush(self) -> None:
+        """Hands what was added to the logs to the store; the conversation first, so that it never lags behind a drop."""
+        for journal in (self.conversation.journal, self.log.journal):
+            append = journal.take()
+            if append is not None:
+                self._has_buffer = self._has_buffer or append.log == "buffer"
+                self._outbox.append(append)
+
+    # --- idempotency -----------------------------------------------------------------------------------------------
+
+    def known(self, request_id: str, digest: bytes) -> m.Message | None:
+        """The answer to a request whose id was used before; None if it is new."""
+        for position, each in enumerate(self.queue):
+            if each.id == request_id:
+                queue = m.Queue(request_id=request_id, position=position)
+                return queue if each.digest == digest else _conflict(request_id)
+        ended = self.ended.get(request_id)
+        if ended is not None:
+            if ended.digest != digest:
+                return _conflict(request_id)
+            if ended.seq > self.floor:
+                return m.Queue(request_id=request_id, position=0)
+            return _duplicate(request_id, ended.terminal)
+        finished = self.ledger.get(ledger_mac(self.ledger_key, request_id.encode())) if self.ledger else None
+        if finished is None:
+            return None
+        if finished.body_mac != ledger_mac(self.ledger_key, digest):
+            return _conflict(request_id)
+        return _duplicate(request_id, finished.terminal)
+
+    def reply_when_durable(self, attachment: Attachment, n: int, message: m.Message) -> None:
+        """Sends an un-sequenced reply once record `n` is safe."""
+        self._when_durable.append((n, attachment.connection, encode(message)))
+        self._release_replies()
+
+    # --- progress --------------------------------------------------------------------------------------------------
+
+    def flushed(self, *, written: int, durable: int) -> None:
+        """Takes the store's report on the buffer log and sends what it frees."""
+        self.log.flushed(written=written, durable=durable)
+        self._release_replies()
+        self.pump_all()
+        self.drop_if_done()
+
+    def pump_all(self) -> None:
+        """Sends everyone what they may have."""
+        for attachment in self.attachments():
+            self.pump(attachment)
+        self.log.trim(keep_bytes=TAIL_BYTES if self.attachment or self.observers else 0)
+
+    def pump(self, attachment: Attachment) -> None:
+        """Sends one connection what it may have."""
+        frames, read = attachment.pump(self.log)
+        self.send(attachment, frames)
+        if read is not None:
+            self._outbox.append(read)
+
+    def read_done(self, result: ReadResult) -> list[int]:
+        """Passes what was read to the attachment that asked; returns connections that must resume again, detached already."""
+        lost = []
+        for attachment in self.attachments():
+            frames = attachment.read_done(result, self.log)
+            if frames is None:
+                self.detach(attachment.connection)
+                lost.append(attachment.connection)
+                self._outbox.append(
+                    Disconnect(attachment.connection, CloseCode.RESYNC, "the log moved on; resume again")
+                )
+            else:
+                self.send(attachment, frames)
+                self.pump(attachment)
+        return lost
+
+    def send(self, attachment: Attachment, frames: list[bytes]) -> None:
+        """Sends frames to one connection."""
+        if frames:
+            self._outbox.append(Send(attachment.connection, tuple(frames)))
+
+    # --- acknowledgement -------------------------------------------------------------------------------------------
+
+    def ack(self, attachment: Attachment, seq: int, *, now_s: float) -> None:
+        """Takes an acknowledgement that was checked against what the client can have seen."""
+        attachment.acked(seq)
+        if attachment.mode == "takeover":
+            self.floor = max(self.floor, seq)
+        self.drop_if_done()
+        self.send_due(now_s=now_s)
+        self.pump(attachment)
+
+    def record_floor(self, *, now_s: float) -> None:
+        """Logs the floor, at most four times a second."""
+        if self.floor == self._floor_recorded or now_s - self._floor_recorded_s < ACK_INTERVAL_S:
+            return
+        if self._has_buffer:
+            self._floor_recorded, self._floor_recorded_s = self.floor, now_s
+            self.log.journal.add("ack", encode_body(AckBody(floor=self.floor)), sync=False)
+
+    def drop_if_done(self) -> None:
+        """Deletes the buffer file when everything is acknowledged, nothing is open and all is safely written."""
+        if (
+            self._has_buffer
+            and not self._is_dropping
+            and not self.queue
+            and self.floor == self.log.last_seq
+            and self.log.journal.is_settled
+            and self.conversation.journal.is_settled
+        ):
+            self._is_dropping, self._has_buffer = True, False
+            self._floor_recorded = self.floor
+            self._outbox.append(DropBuffer(session_id=self.id, meta=self.meta()))
+
+    def dropped(self, *, now_s: float) -> None:
+        """The buffer file is gone: now the acknowledgement can be confirmed."""
+        self._is_dropping = False
+        self.send_due(now_s=now_s)
+
+    def send_due(self, *, now_s: float) -> None:
+        """Sends the acknowledgements that are due and logs the floor; the drop of the buffer confirms them itself."""
+        if self._is_dropping:
+            return
+        for attachment in self.attachments():
+            self.send(attachment, attachment.ack_reply(self.floor, now_s=now_s))
+        self.record_floor(now_s=now_s)
+
+    # --- meta ------------------------------------------------------------------------------------------------------
+
+    def meta(self) -> SessionMeta:
+        """What the store keeps beside the logs. Finished requests move to the ledger on the way."""
+        if self.ledger_key:
+            for request_id, ended in self.ended.items():
+                id_mac = ledger_mac(self.ledger_key, request_id.encode())
+                self.ledger[id_mac] = Finished(
+                    id_mac=id_mac, body_mac=ledger_mac(self.ledger_key, ended.digest), terminal=ended.terminal
+                )
+            self.ended = {key: each for key, each in self.ended.items() if each.seq > self.floor}
+            while len(self.ledger) > LEDGER_SIZE:
+                del self.ledger[next(iter(self.ledger))]
+        return SessionMeta(
+            owner=self.owner,
+            created_s=self.created_unix_s,
+            last_activity_s=self.last_activity_unix_s,
+            last_seq=self.log.last_seq,
+            floor=self.floor,
+            finished=tuple(self.ledger.values()),
+        )
+
+    def is_idle(self) -> bool:
+        """Whether nothing is attached, queued or on its way to the disk, so that the session can leave memory."""
+        return not (
+            self.attachment
+            or self.observers
+            or self.queue
+            or self._is_dropping
+            or not self.log.journal.is_settled
+            or not self.conversation.journal.is_settled
+        )
+
+    def close(self) -> None:
+        """Closes the session's files, if it has any."""
+        self.flush()
+        if self.is_stored:
+            self._outbox.append(Close(session_id=self.id, meta=self.meta()))
+
+    def _release_replies(self) -> None:
+        while self._when_durable and self._when_durable[0][0] <= self.log.journal.settled:
+            _, connection, frame = self._when_durable.popleft()
+            if self.find(connection) is not None:
+                self._outbox.append(Send(connection, (frame,)))
+
+
+def _conflict(request_id: str) -> m.Error:
+    return rejection(request_id, ErrorCode.CONFLICT, "this request_id was used for another request in this session")
+
+
+def _duplicate(request_id: str, terminal: Terminal) -> m.Error:
+    text = "this request ran already; its events were acknowledged and dropped"
+    error = rejection(request_id, ErrorCode.DUPLICATE, text)
+    return msgspec.structs.replace(error, terminal=terminal)
+
+
+def rejection(request_id: str | None, code: ErrorCode, message: str, *, field: str | None = None) -> m.Error:
+    """An `error` without `seq`: it ends no request."""
+    return m.Error(request_id=request_id, code=code, message=message, retryable=code.retryable, field=field)

@@ -1,0 +1,80 @@
+"""What the parts of the hub share: the tables of sessions and connections, the outbox, and the arguments of the whole.
+
+Holds no decision. Invariant: `connections` maps just the attached connections, each to the session it is attached to.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmws.protocol import CloseCode, ErrorCode, encode
+from llmws.protocol import messages as m
+from llmws.session import events as e
+from llmws.session.attachment import Attachment
+from llmws.session.session import Session, rejection
+from llmws.store_api import Delete
+
+
+class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hub takes from the configuration."""
+
+    limits: m.Limits
+    heartbeat: m.Heartbeat
+    server: m.ServerInfo
+    generation_defaults: m.Sampling
+    max_observers: int = 8
+    load_on_demand: bool = True
+
+
+class HubState:
+    """The shared tables; `dirty` holds the sessions whose logs must be flushed at the end of the event."""
+
+    def __init__(self, settings: HubSettings, *, clock: e.Clock, entropy: e.Entropy) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.entropy = entropy
+        self.started_s = clock.monotonic()
+        self.out: list[e.HubCommand] = []
+        self.sessions: dict[str, Session] = {}
+        self.connections: dict[int, Session] = {}
+        self.detached_s: dict[str, float] = {}
+        self.dirty: dict[str, Session] = {}
+        self.device = m.DeviceSummary(device="", total_gb=0.0, free_gb=0.0)
+        self.is_draining = False
+
+    def attachment(self, connection: int) -> Attachment | None:
+        """The connection's attachment, if it is still attached."""
+        session = self.connections.get(connection)
+        return session.find(connection) if session else None
+
+    def send(self, connection: int, message: m.Message) -> None:
+        """Sends an un-sequenced message."""
+        self.out.append(e.Send(connection, (encode(message),)))
+
+    def reject(
+        self,
+        connection: int,
+        code: ErrorCode,
+        text: str,
+        message: m.ClientMessage | None = None,
+        *,
+        field: str | None = None,
+    ) -> None:
+        """Answers a message that is not taken; nothing of the session's story changes."""
+        self.send(connection, rejection(getattr(message, "request_id", None), code, text, field=field))
+
+    def forget(self, session: Session) -> None:
+        """The session leaves memory."""
+        for attachment in session.attachments():
+            self.connections.pop(attachment.connection, None)
+        self.sessions.pop(session.id, None)
+        self.dirty.pop(session.id, None)
+        self.detached_s.pop(session.id, None)
+
+    def end_session(self, session: Session) -> None:
+        """The session and its files are deleted for good."""
+        for attachment in session.attachments():
+            self.out.append(e.Disconnect(attachment.connection, CloseCode.NORMAL, "session ended"))
+        if session.is_stored:
+            self.out.append(Delete(session_id=session.id))
+        self.forget(session)

@@ -1,0 +1,239 @@
+"""Whose turn it is: gives waiting requests to the engine in a fair order, and turns what comes back into events.
+
+Knows no connections. Invariants: a session runs one request at a time; sessions get their turns in the order they came;
+nothing starts while a model is being switched.
+"""
+
+from __future__ import annotations
+
+from llmws.engine_api import Chunk, ModelFailed, ModelInfo, PromptFailed, PromptJob, PromptReady
+from llmws.protocol import ErrorCode
+from llmws.protocol import messages as m
+from llmws.session import events as e
+from llmws.session.models import Models
+from llmws.session.records import PromptBody, encode_body
+from llmws.session.request import MAX_RESUMES, Request
+from llmws.session.session import Session
+from llmws.session.state import HubState
+
+
+class Turns:
+    """The line of waiting sessions, and the requests that are being rendered or generated."""
+
+    def __init__(self, state: HubState, models: Models) -> None:
+        self._state = state
+        self._models = models
+        self._waiting: dict[str, None] = {}
+        self._active: dict[str, tuple[Session, Request]] = {}
+        self._attempts = 0
+
+    @property
+    def active(self) -> list[tuple[Session, Request]]:
+        """The requests that are being rendered or generated."""
+        return list(self._active.values())
+
+    def enqueue(self, session: Session) -> None:
+        """Puts the session in line for its next request, if it has one that waits."""
+        self._state.dirty[session.id] = session
+        if session.queue and session.queue[0].state == "queued":
+            self._waiting.setdefault(session.id)
+
+    def forget(self, session: Session) -> None:
+        """The session leaves memory; nothing of it may go on."""
+        self._waiting.pop(session.id, None)
+        for request in session.queue:
+            self._stop(request)
+
+    def admit(self) -> None:
+        """Gives requests their turn, in the order their sessions came, as far as the model allows."""
+        models = self._models
+        if not self._active:
+            models.begin_switch()
+        while self._waiting and models.is_settled and not self._state.is_draining:
+            session = self._state.sessions[next(iter(self._waiting))]
+            request = session.queue[0]
+            if request.model is not None:
+                ref = models.find(request.model)
+                if ref is None:
+                    gone = f"the model {request.model} is not on this machine any more"
+                    self.end(session, request, ErrorCode.MODEL_NOT_FOUND, gone)
+                    continue
+                if models.current is None or models.current.ref.name != ref.name:
+                    if not self._active:
+                        models.load(ref)
+                    return  # whoever comes later waits too: otherwise a busy model would never be switched from
+            if models.current is None or len(self._active) >= models.current.max_running:
+                return
+            del self._waiting[session.id]
+            self._activate(session, request, models.current)
+
+    def prompt_ready(self, event: PromptReady) -> None:
+        """A prompt is tokenised: the request starts."""
+        if (active := self._active.get(event.key)) is None:
+            return
+        session, request = active
+        info = self._models.current
+        assert info is not None, "no model is switched or unloaded while a request is active"
+        self._state.dirty[session.id] = session
+        request.prompt = PromptBody(
+            request_id=request.id,
+            ids=list(event.ids),
+            max_tokens=min(request.sampling.max_new_tokens or 1, info.max_context - len(event.ids)),
+            model=info.ref.name,
+            model_digest=info.digest,
+            tokenizer_digest=info.tokenizer_digest,
+            engine=info.engine,
+            device=info.device,
+            dtype=info.dtype,
+        )
+        session.log.journal.add("prompt", encode_body(request.prompt), sync=True)
+        if event.dropped_turns:
+            text = (
+                f"The conversation is longer than the context: its oldest {event.dropped_turns} messages were left out."
+            )
+            session.emit(m.Log(code="context_trimmed", message=text, request_id=request.id))
+        request.start_seq = session.emit(
+            m.Start(
+                request_id=request.id,
+                model=info.ref.name,
+                tokens_in=len(event.ids),
+                max_tokens=request.prompt.max_tokens,
+                seed=request.sampling.seed or 0,
+            )
+        )
+        self._submit(request)
+
+    def prompt_failed(self, event: PromptFailed) -> None:
+        """A prompt cannot be served."""
+        if active := self._active.get(event.key):
+            self.end(*active, event.code, event.message)
+
+    def chunk(self, chunk: Chunk) -> None:
+        """The engine brings tokens, or an end."""
+        if (active := self._active.get(chunk.key)) is None:
+            return  # cancelled meanwhile
+        session, request = active
+        self._state.dirty[session.id] = session
+        request.cached_tokens = request.cached_tokens or chunk.cached_tokens
+        if chunk.index != len(request.ids):
+            self.end(session, request, ErrorCode.INTERNAL, "the engine skipped or repeated a token")
+            return
+        if chunk.ids or chunk.text:
+            session.emit(
+                m.Token(
+                    request_id=request.id,
+                    index=chunk.index,
+                    data=chunk.text,
+                    ids=list(chunk.ids),
+                    logprobs=None if chunk.logprobs is None else list(chunk.logprobs),
+                )
+            )
+            request.add(chunk.ids, chunk.text, now_s=self._state.clock.monotonic())
+        outcome = chunk.error_code or chunk.finish
+        if outcome is not None:
+            del self._active[chunk.key]
+            self.end(session, request, outcome, chunk.error_message)
+
+    def load_failed(self, event: ModelFailed) -> None:
+        """Ends the requests whose turn can't come because of it."""
+        for session in [self._state.sessions[each] for each in self._waiting]:
+            while session.queue and self._is_hopeless(session.queue[0], event):
+                self.end(session, session.queue[0], event.code, event.message)
+
+    def end(self, session: Session, request: Request, outcome: m.FinishReason | ErrorCode, message: str = "") -> None:
+        """Gives a request its terminal event, keeps its turn, and lets the session's next one come."""
+        self._stop(request)
+        was_next = session.queue[0] is request
+        event: m.Done | m.Error
+        if isinstance(outcome, ErrorCode):
+            event = m.Error(request_id=request.id, code=outcome, message=message, retryable=outcome.retryable)
+        else:
+            event = request.done(outcome, now_s=self._state.clock.monotonic())
+        session.end(request, event)
+        self.keep_turn(session, request, event)
+        if was_next:
+            self._waiting.pop(session.id, None)
+        self.enqueue(session)
+
+    def keep_turn(self, session: Session, request: Request, event: m.Done | m.Error) -> None:
+        """Adds a finished request to the conversation, unless that is done."""
+        session.conversation.finish(
+            request,
+            finish_reason=event.finish_reason if isinstance(event, m.Done) else None,
+            model=request.prompt.model if request.prompt else None,
+            now_s=self._state.clock.time(),
+            new_id=self._state.entropy.new_id,
+        )
+
+    def cancel_abandoned(self, session: Session) -> None:
+        """The session's owner is gone: ends what nobody wants to be finished."""
+        for request in list(session.queue):
+            if request.message.on_disconnect == "cancel":
+                self.end(session, request, "cancelled")
+
+    def expire(self, now_s: float) -> None:
+        """Ends generations that nobody has come back for within their `ttl_s`."""
+        for session, request in self.active:
+            ttl_s, detached_s = request.message.ttl_s, self._state.detached_s.get(session.id)
+            if ttl_s is not None and detached_s is not None and now_s - detached_s >= ttl_s:
+                self.end(session, request, "interrupted")
+
+    def _activate(self, session: Session, request: Request, info: ModelInfo) -> None:
+        self._state.dirty[session.id] = session
+        self._attempts += 1
+        request.key = f"{session.id}/{request.id}/{self._attempts}"
+        self._active[request.key] = (session, request)
+        if request.is_started:
+            self._resume(session, request, info)
+            return
+        request.state = "rendering"
+        input_ids = request.message.input_ids
+        reserve = min(request.sampling.max_new_tokens or 1, info.max_context // 4)
+        self._state.out.append(
+            PromptJob(
+                key=request.key,
+                model=info.ref,
+                turns=session.conversation.context(request) if input_ids is None else (),
+                input_ids=None if input_ids is None else tuple(input_ids),
+                droppable=request.uses_conversation,
+                max_context=info.max_context,
+                reserve=max(1, reserve),
+            )
+        )
+
+    def _resume(self, session: Session, request: Request, info: ModelInfo) -> None:
+        """A request that an earlier process began goes on from its logged tokens."""
+        prompt = request.prompt
+        if prompt is None:
+            self.end(session, request, ErrorCode.INTERNAL, "the log holds a start without its prompt")
+        elif request.fruitless_resumes >= MAX_RESUMES:
+            self.end(session, request, ErrorCode.MODEL_FAILED, "resumed several times without a new token")
+        elif prompt.model_digest != info.digest or len(prompt.ids) + prompt.max_tokens > info.max_context:
+            self.end(session, request, ErrorCode.MODEL_FAILED, "the model that began this answer has changed")
+        else:
+            exact = request.is_exact_on(info)
+            doubt = "" if exact else " The rest may differ from what would have come."
+            notice = m.Log(
+                code="resumed_after_restart",
+                request_id=request.id,
+                from_index=len(request.ids),
+                exact=exact,
+                message=f"The server was restarted; the answer goes on.{doubt}",
+            )
+            session.emit(notice, sync=True)
+            self._submit(request)
+
+    def _submit(self, request: Request) -> None:
+        request.submitted(now_s=self._state.clock.monotonic())
+        self._state.out.append(e.Submit(request.generation()))
+
+    def _stop(self, request: Request) -> None:
+        """Takes a request from the engine, if it is there."""
+        if self._active.pop(request.key, None) is not None and request.state == "running":
+            self._state.out.append(e.CancelGeneration(request.key))
+
+    def _is_hopeless(self, request: Request, event: ModelFailed) -> bool:
+        if request.model is None:
+            return self._models.current is None
+        ref = self._models.find(request.model)
+        return ref is not None and ref.name == event.name
