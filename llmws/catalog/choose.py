@@ -1,0 +1,45 @@
+"""Which model to serve: pure choices over the list that a scan gave. Knows no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from llmws.catalog.names import printable
+from llmws.engine_api import ModelRef
+from llmws.errors import ModelNotFoundError
+
+GUIDE: Final = "llmws-guide"
+"""The small model that comes with llmws."""
+
+
+def find(models: Iterable[ModelRef], name_or_path: str) -> ModelRef | None:
+    """The model that is listed under exactly this name or path; a client's text is only ever compared."""
+    return next((model for model in models if name_or_path in (model.name, model.path)), None)
+
+
+def auto_select(models: Sequence[ModelRef], *, preferred: str | None, last: str | None) -> ModelRef | None:
+    """The model to load at start.
+
+    Args:
+        models: as `Catalog.scan` returns them: `models/` first, then by name.
+        preferred: name or path from the configuration.
+        last: name or path of the model that somebody last switched to. One that was merely selected by this function
+            does not count: otherwise the guide of the first day would win over the model added on the second.
+
+    Returns:
+        The preferred model; else the last one if it is still there; else the first, the guide only when it is the
+        only one; None when there is none.
+
+    Raises:
+        ModelNotFoundError: the preferred model is not there; a wish is not silently replaced.
+    """
+    if preferred is not None:
+        wanted = find(models, preferred)
+        if wanted is None:
+            names = ", ".join(model.name for model in models) or "none"
+            raise ModelNotFoundError(f"there is no model {printable(preferred)!r}; found: {names}")
+        return wanted
+    if last is not None and (previous := find(models, last)) is not None:
+        return previous
+    return min(models, key=lambda model: model.name == GUIDE, default=None)

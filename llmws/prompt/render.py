@@ -1,0 +1,158 @@
+"""A job to its answer: rendering, tokenising and making the context fit.
+
+Pure but for the tokenizer it is handed: no thread, no files, no clock of its own, so it may move into a process
+unchanged. Invariant: `render` answers every job; the ids that it returns are at least one and fewer than `max_context`.
+
+A system turn that the template has no place for (Gemma's raises) is not folded into the user's text: the job fails with
+the template's own words. Folding would say to the model what nobody wrote, and would do so silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from llmws.engine_api import PromptFailed, PromptJob, PromptReady, Turn
+from llmws.errors import PromptError
+from llmws.prompt.model_text import ModelText
+from llmws.protocol import ErrorCode
+
+MAX_CONTENT_CHARS: Final = 4 * 2**20
+"""Longest context in characters, without what the template adds: some five seconds of tokenising."""
+
+
+def render(job: PromptJob, model: ModelText) -> PromptReady | PromptFailed:
+    """The token ids of a job, or why there are none."""
+    try:
+        if job.input_ids is not None:
+            ids, dropped = _checked(job.input_ids, model.vocab_size), 0
+        else:
+            ids, dropped = _fitted(job, model)
+        if not ids:
+            raise PromptError(ErrorCode.BAD_REQUEST, "the prompt is empty")
+        if len(ids) >= job.max_context:
+            raise _too_long(len(ids), job.max_context)
+    except PromptError as error:
+        return PromptFailed(key=job.key, code=error.code, message=str(error))
+    return PromptReady(key=job.key, ids=tuple(ids), dropped_turns=dropped)
+
+
+def tokenize(turns: Sequence[Turn], model: ModelText) -> list[int]:
+    """The ids of a conversation, equal to `apply_chat_template(…, add_generation_prompt=True)`.
+
+    Without a template: of the contents one after another, as the tokenizer encodes a plain text.
+
+    Raises:
+        PromptError: the template refuses or fails, or the text is too long.
+    """
+    if not turns:
+        return []
+    if model.template is not None:
+        return model.tokenize(model.template.render(turns), special_tokens=False)
+    return model.tokenize("".join(turn.content for turn in turns), special_tokens=True)
+
+
+def _fitted(job: PromptJob, model: ModelText) -> tuple[list[int], int]:
+    """The ids, and how many turns were dropped so that `reserve` tokens are left or only the last exchange is.
+
+    The reserve counts up to half of the context: who asks for a very long answer wants the conversation too.
+    """
+    head, exchanges = _split(job.turns)
+    first = _first_within(exchanges, MAX_CONTENT_CHARS - _chars(head)) if job.droppable else 0
+    _check_chars(head, exchanges[first:])
+    room = job.max_context - min(job.reserve, job.max_context // 2)
+    fitting: dict[int, list[int]] = {}
+
+    def ids_from(start: int) -> list[int]:
+        return tokenize((*head, *(turn for exchange in exchanges[start:] for turn in exchange)), model)
+
+    def fits(start: int) -> bool:
+        ids = ids_from(start)
+        if len(ids) <= room:
+            fitting[start] = ids
+        return len(ids) <= room
+
+    ids, start, last = ids_from(first), first, len(exchanges) - 1
+    if job.droppable and first < last and len(ids) > room:
+        guess = _guess(exchanges, first, excess=1 - room / len(ids))
+        start = smallest(fits, first + 1, last, guess)
+        ids = fitting[start] if start in fitting else ids_from(start)
+    return ids, sum(map(len, exchanges[:start]))
+
+
+def _split(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], list[list[Turn]]]:
+    """A leading system turn, and the exchanges: each a user turn with what answered it."""
+    head = tuple(turns[:1]) if turns and turns[0].role == "system" else ()
+    exchanges: list[list[Turn]] = []
+    for turn in turns[len(head) :]:
+        if turn.role == "user" or not exchanges:
+            exchanges.append([])
+        exchanges[-1].append(turn)
+    return head, exchanges
+
+
+def _chars(exchange: Sequence[Turn]) -> int:
+    return sum(len(turn.content) for turn in exchange)
+
+
+def _first_within(exchanges: Sequence[Sequence[Turn]], limit: int) -> int:
+    """The first exchange from which on the text is no longer than `limit`; at most the last one."""
+    total = 0
+    for index in range(len(exchanges) - 1, -1, -1):
+        total += _chars(exchanges[index])
+        if total > limit:
+            return min(index + 1, len(exchanges) - 1)
+    return 0
+
+
+def _check_chars(head: Sequence[Turn], exchanges: Sequence[Sequence[Turn]]) -> None:
+    total = _chars(head) + sum(map(_chars, exchanges))
+    if total > MAX_CONTENT_CHARS:
+        raise PromptError(
+            ErrorCode.CONTEXT_TOO_LONG, f"the prompt has {total} characters; at most {MAX_CONTENT_CHARS} are taken"
+        )
+
+
+def _guess(exchanges: Sequence[Sequence[Turn]], first: int, *, excess: float) -> int:
+    """The exchange before which about the share `excess` of the text from `first` on lies."""
+    remaining = excess * sum(map(_chars, exchanges[first:]))
+    for index in range(first, len(exchanges)):
+        if remaining <= 0:
+            return index
+        remaining -= _chars(exchanges[index])
+    return len(exchanges) - 1
+
+
+def smallest(fits: Callable[[int], bool], low: int, high: int, guess: int) -> int:
+    """The smallest number in low..high that fits; `high`, which is never asked about, if none below it does.
+
+    `fits` is false up to a point and true after it. A right guess takes two questions, a wrong one O(log n): away from
+    it in doubling steps until the answer lies between two that were asked about, then by halves.
+    """
+    below, above, probe, step = low - 1, high, guess, 1
+    while above - below > 1:
+        probe = min(max(probe, below + 1), above - 1)
+        if fits(probe):
+            above, direction = probe, -1
+        else:
+            below, direction = probe, 1
+        bracketed = below >= low and above < high
+        probe = (below + above) // 2 if bracketed else probe + direction * step
+        step *= 2
+    return above
+
+
+def _checked(ids: Sequence[int], vocab_size: int) -> Sequence[int]:
+    for index, token in enumerate(ids):
+        if not 0 <= token < vocab_size:
+            raise PromptError(
+                ErrorCode.BAD_REQUEST, f"input_ids[{index}] is {token}; the model's vocabulary has {vocab_size} ids"
+            )
+    return ids
+
+
+def _too_long(length: int, max_context: int) -> PromptError:
+    return PromptError(
+        ErrorCode.CONTEXT_TOO_LONG,
+        f"the prompt has {length} tokens; the model's context is {max_context}, of which one is for the answer",
+    )

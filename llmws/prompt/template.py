@@ -1,0 +1,247 @@
+"""A model's chat template, rendered in a bounded sandbox.
+
+A template is a program that came with the model, so it is hostile until shown otherwise. Knows neither tokenizers nor
+files. Invariant: `ChatTemplate.render` returns at most `MAX_CHARS` characters or raises `PromptError`, after at most
+`MAX_STEPS` loop steps and calls.
+
+What a step may cost is not bounded: doubling a string in a loop can fill memory before it ends. Only a process that can
+be killed bounds that, and this module is written to move into one as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from llmws.engine_api import Turn
+from llmws.errors import PromptError
+from llmws.protocol import ErrorCode
+
+MAX_SOURCE_CHARS: Final = 256 * 1024
+"""Longest template taken; the longest in use are near 30,000 characters."""
+
+MAX_CHARS: Final = 8 * 2**20
+"""Longest text that a template may make: some ten seconds of tokenising."""
+
+MAX_STEPS: Final = 1_000_000
+"""Loop steps and calls of one rendering: 4,096 messages at 200 each, in about a second."""
+
+MAX_INT_BITS: Final = 4096
+"""Widest integer that `*` and `**` may make; `9**9**9` would not return within a lifetime."""
+
+_MAX_MESSAGE_CHARS: Final = 300
+
+
+def local_now() -> datetime:
+    """The local time without a zone, as templates expect it from `strftime_now`."""
+    return datetime.now()  # noqa: DTZ005 - the model is told the time on the wall, as transformers tells it
+
+
+class ChatTemplate:
+    """A compiled template. Not for use from two threads at once."""
+
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], *, clock: Callable[[], datetime] = local_now
+    ) -> None:
+        """Compiles the template.
+
+        Args:
+            source: Jinja text.
+            special_tokens: `bos_token` and the like, which templates refer to by name.
+            clock: what `strftime_now` formats.
+
+        Raises:
+            PromptError: `model_failed`: the template is too long or not valid.
+        """
+        if len(source) > MAX_SOURCE_CHARS:
+            message = f"the model's chat template has {len(source)} characters; at most {MAX_SOURCE_CHARS} are taken"
+            raise PromptError(ErrorCode.MODEL_FAILED, message)
+        self._special_tokens = dict(special_tokens)
+        self._sandbox = _Sandbox(clock)
+        try:
+            self._template = self._sandbox.from_string(_metered(self._sandbox, source))
+        except Exception as error:  # noqa: BLE001 - whatever a hostile template raises means the same
+            message = f"the model's chat template is not valid: {_said(error)}"
+            raise PromptError(ErrorCode.MODEL_FAILED, message) from None
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The prompt's text, ending where the model's answer begins.
+
+        Raises:
+            PromptError: `bad_request` when the template refuses the conversation (it calls `raise_exception`, as for a
+                role that it does not know), `context_too_long` above `MAX_CHARS`, `model_failed` when it fails.
+        """
+        variables = {
+            **self._special_tokens,
+            "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        self._sandbox.steps_left = MAX_STEPS
+        try:
+            return _joined(self._template.generate(variables))
+        except PromptError:
+            raise
+        except _RefusedError as refusal:
+            message = f"the model's chat template refuses this conversation: {_said(refusal)}"
+            raise PromptError(ErrorCode.BAD_REQUEST, message) from None
+        except Exception as error:  # noqa: BLE001 - whatever a hostile template raises means the same
+            message = f"the model's chat template failed: {_said(error)}"
+            raise PromptError(ErrorCode.MODEL_FAILED, message) from None
+
+
+def plain(text: str) -> str:
+    """The text on one line without control characters, cut to a readable length."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 2 * _MAX_MESSAGE_CHARS])
+    line = " ".join(line.split())
+    return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 1] + "…"
+
+
+def _said(error: Exception) -> str:
+    return plain(str(error)) or type(error).__name__
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    taken: list[str] = []
+    length = 0
+    for piece in pieces:
+        taken.append(piece)
+        length += len(piece)
+        if length > MAX_CHARS:
+            raise PromptError(ErrorCode.CONTEXT_TOO_LONG, f"the prompt is longer than {MAX_CHARS} characters")
+    return "".join(taken)
+
+
+class _RefusedError(jinja2.TemplateError):
+    """The template called `raise_exception`."""
+
+
+# --- the sandbox ---------------------------------------------------------------------------------------------------
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The environment that transformers gives to chat templates, with a budget of steps.
+
+    Source: options, filters and functions are those of `apply_chat_template`, transformers 5.
+    """
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _GenerationTag])
+        self.steps_left = 0
+        self.filters["tojson"] = _to_json
+        self.filters["metered"] = _steps
+        self.globals["raise_exception"] = _refuse
+        self.globals["strftime_now"] = lambda pattern: clock().strftime(pattern)
+        self.globals["dict"] = _Dict()
+        self.globals["namespace"] = _Namespace
+        del self.globals["lipsum"]
+
+    def step(self) -> None:
+        self.steps_left -= 1
+        if self.steps_left < 0:
+            raise OverflowError(f"more than {MAX_STEPS} steps")
+
+    def call(self, context: Context, function: object, /, *args: object, **kwargs: object) -> object:
+        self.step()
+        return super().call(context, function, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        if _is_huge(operator, left, right):
+            raise OverflowError(f"the result of {operator} is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _metered(sandbox: _Sandbox, source: str) -> nodes.Template:
+    """The parsed template, every loop of it charged for each step."""
+    tree = sandbox.parse(source)
+    for loop in list(tree.find_all(nodes.For)):
+        loop.iter = nodes.Filter(loop.iter, "metered", [], [], None, None, lineno=loop.lineno)
+    tree.set_environment(sandbox)
+    return tree
+
+
+@jinja2.pass_context
+def _steps(context: Context, items: Iterable[object]) -> Iterator[object]:
+    sandbox = context.environment
+    assert isinstance(sandbox, _Sandbox)
+    for item in items:
+        sandbox.step()
+        yield item
+
+
+def _is_huge(operator: str, left: object, right: object) -> bool:
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+        return bits > MAX_INT_BITS
+    if operator == "*":
+        items, times = (left, right) if isinstance(right, int) else (right, left)
+        return isinstance(times, int) and isinstance(items, Sequence) and len(items) * times > MAX_CHARS
+    return False
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the model's words for training; here it just shows its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class _Dict:
+    """The `dict` of templates: the type itself has methods that lead out of the sandbox."""
+
+    def __call__(self, items: Iterable[tuple[str, object]] = (), /, **more: object) -> dict[str, object]:
+        return dict(items, **more)
+
+    def fromkeys(self, keys: Iterable[object], value: object = None, /) -> dict[object, object]:
+        return dict.fromkeys(keys, value)
+
+
+class _Namespace(Namespace):
+    """A `namespace()` that takes no underscored names, the way into the interpreter's inside."""
+
+    def __init__(self, items: Iterable[tuple[str, object]] = (), /, **more: object) -> None:
+        values = dict(items, **more)
+        for name in values:
+            _check_name(name)
+        super().__init__(values)
+
+    def __setitem__(self, name: str, value: object) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
+
+
+def _refuse(message: object) -> None:
+    raise _RefusedError(str(message))
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - templates pass it in this place
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002 - likewise
+) -> str:
+    """JSON as transformers writes it: the filter that jinja2 brings escapes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
