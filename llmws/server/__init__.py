@@ -1,0 +1,1 @@
+"""The doors: WebSocket and HTTP on one port. No torch, no transformers, no session state."""

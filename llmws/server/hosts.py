@@ -1,0 +1,102 @@
+"""Which Host and Origin a request may name.
+
+Owns the defence against DNS rebinding and against foreign pages that reach the server through a visitor's browser.
+Knows neither HTTP nor WebSocket. Invariant: a name that is neither loopback, nor the address bound to, nor listed, is
+refused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+_AUTHORITY: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
+_DEFAULT_PORT: Final = 80
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A request that is answered with this status and text, before anything else looks at it."""
+
+    status: int
+    message: str
+
+
+class HostPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """The names of this server.
+
+    Attributes:
+        bind_host: the address bound to; it is a name of the server unless it is a wildcard.
+        port: the port bound to.
+        hosts: further names, `name` (any port) or `name:port`.
+        origins: further origins, `scheme://name[:port]`; a proxy that ends TLS is one.
+    """
+
+    bind_host: str
+    port: int
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+    def refusal(self, *, hosts: Sequence[str], origins: Sequence[str], trust_null: bool) -> Refusal | None:
+        """Judges the headers of a request.
+
+        Args:
+            hosts: the values of its `Host` headers.
+            origins: the values of its `Origin` headers; none where no browser sends it.
+            trust_null: whether origin `null`, which any sandboxed frame has, is made up for by a valid token in the
+                request itself.
+
+        Returns:
+            421 for a foreign host, 403 for a foreign origin, None for a request that may go on.
+
+        Source: RFC 9110, section 15.5.20 (421); RFC 6454, section 7 (Origin).
+        """
+        host = hosts[0].lower() if len(hosts) == 1 else ""
+        if not self._is_own_host(host):
+            return Refusal(421, "this Host is not served here; list it in server.hosts")
+        if not origins:
+            return None
+        origin = origins[0].lower() if len(origins) == 1 else ""
+        if origin == "null":
+            return None if trust_null else Refusal(403, "origin null needs a valid token in the request itself")
+        if origin == f"http://{host}" or origin in {listed.lower() for listed in self.origins}:
+            return None
+        return Refusal(403, "this Origin is not allowed; list it in server.origins")
+
+    def _is_own_host(self, authority: str) -> bool:
+        match = _AUTHORITY.fullmatch(authority)
+        if match is None:
+            return False
+        name, port = match.group(1), int(match.group(2) or _DEFAULT_PORT)
+        if {name, f"{name}:{port}"} & {listed.lower() for listed in self.hosts}:
+            return True
+        return port == self.port and (_is_loopback(name) or name == _as_authority(self.bind_host))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address, `localhost` or an IP address without brackets, is reachable from this machine only."""
+    return _is_loopback(_as_authority(host) or host.lower())
+
+
+def _is_loopback(name: str) -> bool:
+    if name == "localhost":
+        return True
+    try:
+        ip = ipaddress.ip_address(name[1:-1]) if name.startswith("[") else ipaddress.IPv4Address(name)
+    except ValueError:
+        return False
+    return ip.is_loopback
+
+
+def _as_authority(bind_host: str) -> str | None:
+    """A bind address as a URL spells it; None for a wildcard, which is no name."""
+    try:
+        ip = ipaddress.ip_address(bind_host)
+    except ValueError:
+        return bind_host.lower()
+    if ip.is_unspecified:
+        return None
+    return str(ip) if ip.version == 4 else f"[{ip}]"

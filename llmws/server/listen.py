@@ -1,0 +1,171 @@
+"""The listening socket, and the server on it from start to stop.
+
+Owns the order of stopping: refuse what is new, tell every client to come back, cut who does not leave. Installs no
+signal handlers: the composition root owns the process. Invariant: when `Server.run` has returned, however it did, no
+socket is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import uvicorn
+
+from llmws.config import LimitsSection, ServerSection
+from llmws.errors import ConfigError
+from llmws.server.asgi import create_app
+from llmws.server.entrance import Entrance
+from llmws.server.http import HttpProtocol
+from llmws.server.ports import Authenticate, Sessions
+from llmws.server.websocket import STOP_TIMEOUT_S, WebSocketProtocol
+
+BACKLOG: Final = 2048
+"""With 100 a good client waited a second beside 200 slow ones."""
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+NOTSENT_LOWAT_BYTES: Final = 64 * 1024
+"""How much unsent data the kernel takes. Without a bound it takes megabytes before a client counts as congested."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Makes the listening socket; it does not listen yet.
+
+    Args:
+        host: an address or a name; of a name's addresses one is bound, an IPv4 one where there is one.
+        port: 0 for any free one.
+
+    Raises:
+        ConfigError: the port is taken or the address is not this machine's; names the key and the fix.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(f"server.host: {host!r} does not resolve ({error.strerror})") from None
+    family, kind, _, _, address = min(found, key=lambda info: info[0] is not socket.AF_INET)
+    # asyncio switches Nagle's algorithm off only where the protocol number is explicit.
+    listener = socket.socket(family, kind, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(_why(error, host, port)) from None
+    return listener
+
+
+def _why(error: OSError, host: str, port: int) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"server.port: {port} on {host} is in use; stop the other server or choose another with --port"
+        case errno.EACCES:
+            return f"server.port: {port} needs privileges; choose one above 1023 with --port"
+        case errno.EADDRNOTAVAIL:
+            return f"server.host: {host} is not an address of this machine; choose another with --host"
+        case _:
+            return f"server.host: cannot listen on {host} port {port} ({os.strerror(error.errno or 0)})"
+
+
+class Server:
+    """Serves HTTP and WebSocket on one socket.
+
+    `run` in a task; wait for `started`; then `drain` and, when the work is done, `stop`, which lets `run` return.
+
+    Args:
+        listener: from `bind`; closed when `run` ends.
+        sessions: where authenticated connections lead.
+        authenticate: a token to its identity.
+        server: names, heartbeat and timeouts.
+        limits: sizes and numbers of connections.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        listener: socket.socket,
+        sessions: Sessions,
+        authenticate: Authenticate,
+        server: ServerSection,
+        limits: LimitsSection,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._listener = listener
+        self.port: int = listener.getsockname()[1]
+        self.started = asyncio.Event()
+        self._entrance = Entrance(
+            sessions=sessions, authenticate=authenticate, server=server, limits=limits, port=self.port, clock=clock
+        )
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                create_app(self._entrance),
+                http=functools.partial(HttpProtocol, self._entrance),  # type: ignore[arg-type]
+                ws=functools.partial(WebSocketProtocol, self._entrance),  # type: ignore[arg-type]
+                interface="asgi3",
+                lifespan="off",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                timeout_graceful_shutdown=int(STOP_TIMEOUT_S) + 1,
+            ),
+            self.started,
+        )
+
+    async def run(self) -> None:
+        """Listens and serves until `stop`, or until it is cancelled."""
+        try:
+            await self._uvicorn.serve(sockets=[self._listener])
+        finally:
+            self._uvicorn.cut()
+            self._listener.close()
+
+    def drain(self) -> None:
+        """Refuses new connections, 4503 or status 503, and those that have not said hello. The others go on."""
+        self._entrance.draining = True
+        for connection in list(self._uvicorn.server_state.connections):
+            if isinstance(connection, WebSocketProtocol):
+                connection.drain()
+
+    def stop(self) -> None:
+        """Closes every WebSocket with 1012 and ends `run` within about three seconds."""
+        self._entrance.draining = True
+        self._uvicorn.should_exit = True
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server in somebody else's process: it says when it listens, and leaves the signals alone."""
+
+    def __init__(self, config: uvicorn.Config, started: asyncio.Event) -> None:
+        super().__init__(config)
+        self._listening = started
+        self.servers: list[asyncio.Server] = []
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening.set()
+
+    def cut(self) -> None:
+        """Ends at once what a bounded shutdown has left."""
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, WebSocketProtocol | HttpProtocol)
+            connection.cut()

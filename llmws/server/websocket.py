@@ -1,0 +1,301 @@
+"""The WebSocket door: one connection's socket, framing, heartbeat and way out.
+
+Follows the integration guide of `websockets`' sans-I/O protocol class: bytes in, events out, bytes out. uvicorn's
+HTTP protocol hands the socket over at the upgrade; the ASGI application never sees it, so a frame is sent by a plain
+call. Knows nothing of what the messages mean: `Door` judges them, `Sessions` takes them. Invariant: one `detach` for
+every `attach`, however the socket ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, assert_never
+
+from uvicorn.server import ServerState
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from llmws.protocol import CloseCode
+from llmws.server.auth import WEBSOCKET_ROUTES, Denied, credential, select_subprotocol
+from llmws.server.door import MAX_HELLO_BYTES, Accepted, Close, Door, Forward, Reply
+from llmws.server.entrance import Entrance, peer_address
+from llmws.server.hosts import Refusal
+from llmws.server.ports import Identity
+
+HIGH_WATER_BYTES: Final = 32 * 1024
+"""Above this much unsent the connection is congested: live pushes to it stop."""
+
+MAX_UNSENT_BYTES: Final = 256 * 1024
+"""Above this much unsent nothing more is read either: these are answers to a client that asks and does not listen."""
+
+CLOSE_TIMEOUT_S: Final = 10.0
+"""How long the other side may take to close its end; afterwards the connection is cut."""
+
+STOP_TIMEOUT_S: Final = 2.0
+"""The same, when the server stops."""
+
+# At DEBUG the library logs frames, which hold prompts and answers; this logger stays above, whatever the root's level
+# is.
+_WIRE_LOG: Final = logging.getLogger("llmws.server.wire")
+_WIRE_LOG.setLevel(logging.ERROR)
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """One connection, from the upgrade to the loss of the socket. It is the `Sink` of its session.
+
+    Args:
+        entrance: what all connections share.
+        server_state: uvicorn's; its `connections` are told to shut down when the server stops.
+    """
+
+    def __init__(self, entrance: Entrance, *, server_state: ServerState, **_: object) -> None:
+        self._entrance = entrance
+        self._connections: set[object] = server_state.connections  # type: ignore[assignment]
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._wire = ServerProtocol(
+            select_subprotocol=lambda _, offered: select_subprotocol(offered),  # type: ignore[arg-type,return-value]
+            max_size=2 * entrance.limits.max_message_bytes,
+            logger=_WIRE_LOG,
+        )
+        self._door: Door | None = None
+        self._number: int | None = None
+        self._message = bytearray()
+        self._text = True
+        self._incomplete_bytes = 0
+        self._congested = False
+        self._closing = False
+        # One at a time: the hello's timeout, then the heartbeat, then the closing's timeout.
+        self._timer: asyncio.TimerHandle | None = None
+        self._pinged = False
+        self._heard = False
+        self._written_bytes = 0
+        self._taken_bytes = 0
+
+    # --- Sink ------------------------------------------------------------------------------------------------------
+
+    def try_send(self, frame: bytes) -> None:
+        """Sends one text frame now; does nothing once the connection is closing."""
+        if self._wire.state is State.OPEN and not self._transport.is_closing():
+            self._wire.send_text(frame)
+            self._flush()
+
+    @property
+    def congested(self) -> bool:
+        """Whether more than 32 KiB wait to be sent."""
+        return self._congested
+
+    def close(self, code: int, reason: str) -> None:
+        """Sends a close frame after what was sent, and cuts the connection if the client does not follow in time."""
+        if self._wire.state is State.OPEN and not self._transport.is_closing():
+            self._wire.send_close(code, _shortened(reason))
+            self._flush()
+
+    # --- called by uvicorn and asyncio -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Takes over the socket from the HTTP protocol."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses, acts on every complete message, and sends what the framing itself answers."""
+        self._heard = True
+        if self._door is not None:
+            self._incomplete_bytes += len(data)
+        self._wire.receive_data(data)
+        for event in self._wire.events_received():
+            if isinstance(event, Request):
+                self._open(event)
+            elif isinstance(event, Frame):
+                self._on_frame(event)
+        hello_awaited = self._door is not None and not self._door.accepted
+        if hello_awaited and self._incomplete_bytes > 2 * MAX_HELLO_BYTES and not self._closing:
+            self._wire.fail(CloseCode.TOO_BIG, "the first message is too large")
+        self._flush()
+
+    def eof_received(self) -> None:
+        """The other side has ended its half: asyncio closes ours, which must not wait for ever on a full buffer."""
+        self._linger(CLOSE_TIMEOUT_S)
+
+    def pause_writing(self) -> None:
+        """The write buffer is above the high-water mark."""
+        self._congested = True
+
+    def resume_writing(self) -> None:
+        """The write buffer is below the low-water mark again."""
+        self._congested = False
+        self._heard = True
+        self._transport.resume_reading()
+        if self._number is not None:
+            self._entrance.sessions.drained(self._number)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
+        """The socket is gone, whoever ended it."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._connections.discard(self)
+        self._entrance.left(self._transport)
+        if self._number is not None:
+            number, self._number = self._number, None
+            self._entrance.sessions.detach(number)
+
+    def cut(self) -> None:
+        """Ends the connection at once."""
+        self._transport.abort()
+
+    def shutdown(self) -> None:
+        """The server stops: the client is to come back, and has little time to say goodbye."""
+        self.close(CloseCode.RESTART, "the server restarts")
+        self._arm(STOP_TIMEOUT_S, self.cut)
+
+    def drain(self) -> None:
+        """The server is about to stop: who has no session yet gets none."""
+        if self._number is None:
+            self.close(CloseCode.DRAINING, "the server is about to restart")
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _open(self, request: Request) -> None:
+        """Answers the upgrade request; from here on there is a door."""
+        headers, address = request.headers, peer_address(self._transport)
+        authorization = headers.get_all("Authorization")
+        offers = [offer.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for offer in value.split(",")]
+        needed = WEBSOCKET_ROUTES.get(request.path.partition("?")[0])
+        refusal = self._entrance.refusal(
+            hosts=headers.get_all("Host"),
+            origins=headers.get_all("Origin"),
+            authorization=authorization,
+            subprotocols=offers,
+            address=address,
+        )
+        if refusal is None and needed is None:
+            refusal = Refusal(404, "no WebSocket here; it is at /v1/ws")
+        if refusal is not None:
+            response = self._wire.reject(refusal.status, refusal.message + "\n")
+        else:
+            response = self._wire.accept(request)
+        self._wire.send_response(response)
+        if needed is None or self._wire.state is not State.OPEN:
+            return
+
+        def identify(hello_auth: str | None) -> Identity | Denied:
+            token = credential(authorization=authorization, subprotocols=offers, hello_auth=hello_auth)
+            return self._entrance.authenticator.identify(token, address)
+
+        self._door = Door(
+            identify=identify,
+            needed=needed,
+            max_message_bytes=self._entrance.limits.max_message_bytes,
+            clock=self._entrance.clock,
+        )
+        self._arm(self._entrance.server.hello_timeout_s, self._time_out)
+        if self._entrance.draining:
+            self.drain()
+
+    def _on_frame(self, frame: Frame) -> None:
+        """Joins fragments; control frames have been answered by the framing."""
+        if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            return
+        if frame.opcode is not Opcode.CONT:
+            self._text = frame.opcode is Opcode.TEXT
+        # One buffer and not a list of fragments: a million empty ones must cost nothing.
+        self._message += frame.data
+        if frame.fin:
+            data = bytes(self._message)
+            self._message.clear()
+            self._incomplete_bytes = 0
+            self._on_message(data)
+
+    def _on_message(self, data: bytes) -> None:
+        assert self._door is not None
+        if self._closing:
+            return
+        for outcome in self._door.receive(data, text=self._text):
+            match outcome:
+                case Reply(frame):
+                    self.try_send(frame)
+                case Accepted(hello, identity):
+                    self._entrance.signed_in(self._transport)
+                    self._arm(self._entrance.server.heartbeat_s, self._beat)
+                    self._number = self._entrance.sessions.attach(self, identity.principal, identity.role, hello)
+                case Forward(message):
+                    assert self._number is not None
+                    self._entrance.sessions.receive(self._number, message)
+                case Close(code, reason):
+                    self.close(code, reason)
+                case _:
+                    assert_never(outcome)
+
+    def _time_out(self) -> None:
+        assert self._door is not None
+        outcome = self._door.timed_out()
+        self.close(outcome.code, outcome.reason)
+
+    def _beat(self) -> None:
+        """Pings; whoever gave no sign of life since the last ping is gone.
+
+        Any bytes count, not only the pong. So does a full socket that took more, because only the client's reading
+        empties it: a slow link keeps its connection while the ping still waits behind what was sent before.
+        """
+        taken_bytes = self._written_bytes - self._transport.get_write_buffer_size()
+        progressed = self._congested and taken_bytes > self._taken_bytes
+        if self._pinged and not self._heard and not progressed:
+            self.close(CloseCode.HEARTBEAT, "no sign of life")
+            return
+        self._heard, self._pinged, self._taken_bytes = False, True, taken_bytes
+        self._wire.send_ping(b"")
+        self._flush()
+        self._arm(self._entrance.server.heartbeat_s, self._beat)
+
+    def _flush(self) -> None:
+        """Writes what the framing has to say, and ends the connection when it says so."""
+        for data in self._wire.data_to_send():
+            if data:
+                self._write(data)
+            else:
+                self._end()
+        if self._wire.close_expected():
+            self._linger(CLOSE_TIMEOUT_S)
+
+    def _end(self) -> None:
+        """Ends our half of the connection, or both halves when the client has said goodbye or was never let in.
+
+        What a failed client is still sending must be read: closing on unread data resets the connection, and the reset
+        overtakes the close frame that tells why.
+        """
+        still_sending = self._wire.state is not State.CONNECTING and self._wire.close_rcvd is None
+        if still_sending and self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._written_bytes += len(data)
+        if self._congested and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES and not self._closing:
+            self._transport.pause_reading()
+
+    def _linger(self, timeout_s: float) -> None:
+        """Waits for the other side to close, not for ever."""
+        if not self._closing:
+            self._closing = True
+            self._transport.resume_reading()
+            self._arm(timeout_s, self.cut)
+
+    def _arm(self, delay_s: float, callback: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_s, callback)
+
+
+def _shortened(reason: str) -> str:
+    """At most 123 bytes of UTF-8. Source: RFC 6455, section 5.5."""
+    return reason.encode()[:123].decode(errors="ignore")
