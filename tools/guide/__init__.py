@@ -1,0 +1,1 @@
+"""Training data, recipe and evaluation of the guide model, used by `tools/train_guide.py`."""
