@@ -1,0 +1,274 @@
+"""One session's folder: `meta.json`, `buffer.jsonl` and `conversation.jsonl`, open in one epoch.
+
+Owns the order in which the three are written, so that a crash between any two steps is found and mended at the next
+opening. Knows no thread: one at a time uses a folder. Invariant: meta never claims more than what is durable in the
+logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from llmws.errors import StorageError
+from llmws.store.disk import Disk, OsDisk, read_whole, write_atomically
+from llmws.store.keys import KeyRing
+from llmws.store.log import LogFile, SegmentSource, mend
+from llmws.store.meta import MAX_ENDS, LogState, Meta, MetaForgedError, open_meta, seal_meta
+from llmws.store.record import LogKeys
+from llmws.store.recovery import Recovered, recover
+from llmws.store_api import LogName, Opened, SessionMeta
+
+_logger = logging.getLogger(__name__)
+
+LOGS: Final[tuple[LogName, ...]] = ("buffer", "conversation")
+_META: Final = "meta.json"
+_SESSION_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_EMPTY: Final = LogState(first_n=1, segments=())
+
+
+def is_session_id(text: str) -> bool:
+    """Whether the text is a UUIDv4 in its one canonical spelling; anything else must not become a path."""
+    return _SESSION_ID.fullmatch(text) is not None
+
+
+def unix_ms() -> int:
+    """The wall clock in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True):
+    """Where sessions are kept, and what the folders need of the world.
+
+    Attributes:
+        state: the state folder.
+        keys: the master keys.
+        disk: the disk.
+        now_ms: the wall clock, Unix time in milliseconds.
+        random: gives so many random bytes.
+    """
+
+    state: Path
+    keys: KeyRing
+    disk: Disk = OsDisk()
+    now_ms: Callable[[], int] = unix_ms
+    random: Callable[[int], bytes] = os.urandom
+
+    @property
+    def sessions(self) -> Path:
+        """A folder a session."""
+        return self.state / "sessions"
+
+    @property
+    def deleted(self) -> Path:
+        """An empty file for every session that was deleted: its id is never used again."""
+        return self.state / "deleted"
+
+
+def prepare(site: Site) -> None:
+    """Makes the folders, and finishes the deletions that a crash interrupted. Raises OSError."""
+    for folder in (site.sessions, site.deleted):
+        site.disk.make_folder(folder)
+    site.disk.sync_folder(site.state)
+    for session_id in set(site.disk.names(site.deleted)).intersection(site.disk.names(site.sessions)):
+        _remove(site, session_id)
+
+
+def list_unfinished(site: Site) -> list[str]:
+    """Ids of the sessions that have a buffer log, newest first. Reads the operating system's files."""
+    logs = [path for path in site.sessions.glob("*/buffer.jsonl") if is_session_id(path.parent.name)]
+    logs.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [path.parent.name for path in logs]
+
+
+class SessionFolder:
+    """An open session; made by `create_session` or `open_session`.
+
+    Attributes:
+        logs: the session's two logs, for appending and reading.
+        ledger_key: 32 bytes, for the hub's ledger.
+    """
+
+    def __init__(self, site: Site, session_id: str, meta: Meta, found: dict[LogName, Recovered]) -> None:
+        self._site = site
+        self._session = uuid.UUID(session_id).bytes
+        self._path = site.sessions / session_id
+        self._meta = meta
+        self.ledger_key = site.keys.ledger_key(meta.ledger_kid, self._session)
+        self.logs: dict[LogName, LogFile] = {
+            log: LogFile(
+                site.disk,
+                _log_path(self._path, log),
+                SegmentSource(LogKeys(self._session, log, site.keys.get), site.keys.current, meta.epoch, site.random),
+                found[log],
+                getattr(meta, log).first_n,
+            )
+            for log in LOGS
+        }
+
+    def write_meta(self, session: SessionMeta) -> None:
+        """Makes `meta.json` say how things are now. Raises OSError."""
+        self._meta = msgspec.structs.replace(
+            self._meta,
+            session=session,
+            buffer=self.logs["buffer"].state(),
+            conversation=self.logs["conversation"].state(),
+        )
+        write_atomically(self._site.disk, self._path / _META, seal_meta(self._meta, self._session, self._site.keys))
+
+    def drop_buffer(self, session: SessionMeta) -> None:
+        """Forgets every record of the buffer log, in meta first. Raises OSError."""
+        self.logs["buffer"].forget()
+        self.write_meta(session)
+        self._site.disk.unlink(_log_path(self._path, "buffer"))
+        self._site.disk.sync_folder(self._path)
+
+    def close(self, session: SessionMeta | None) -> None:
+        """Makes everything durable, writes meta if there is news for it, and closes the files. Raises OSError."""
+        for log in self.logs.values():
+            log.sync()
+        if session is not None:
+            self.write_meta(session)
+        self.release()
+
+    def release(self) -> None:
+        """Closes the file handles; they come back with the next use."""
+        for log in self.logs.values():
+            log.release()
+
+
+def create_session(site: Site, session_id: str, epoch: int, session: SessionMeta) -> SessionFolder:
+    """Makes the folder of a session.
+
+    Raises:
+        OSError: the disk failed.
+        StorageError: the id is no canonical UUIDv4, or it is or was taken.
+    """
+    if not is_session_id(session_id):
+        raise StorageError("the session id is not a canonical UUIDv4")
+    path = site.sessions / session_id
+    if site.disk.exists(path) or site.disk.exists(site.deleted / session_id):
+        raise StorageError("the session id was used before")
+    site.disk.make_folder(path)
+    site.disk.sync_folder(site.sessions)
+    meta = Meta(epoch=epoch, ledger_kid=site.keys.current, buffer=_EMPTY, conversation=_EMPTY, session=session)
+    folder = SessionFolder(site, session_id, meta, _recover(site, session_id, meta, {}))
+    folder.write_meta(session)
+    return folder
+
+
+def open_session(site: Site, session_id: str) -> tuple[SessionFolder, Opened] | None:
+    """Opens a session in a new epoch, after mending its logs. None: there is no such session.
+
+    Raises:
+        OSError: the disk failed.
+        StorageError: a master key is missing.
+    """
+    if not is_session_id(session_id) or site.disk.exists(site.deleted / session_id):
+        return None
+    path = site.sessions / session_id
+    old = _read_meta(site, path, uuid.UUID(session_id).bytes)
+    if old is None:
+        return None
+    data = {log: text for log in LOGS if (text := read_whole(site.disk, _log_path(path, log))) is not None}
+    found = _recover(site, session_id, old, data)
+    ends = _ends(old, found["buffer"])
+    epoch = max(*(epoch + 1 for epoch, _ in ends), site.now_ms())
+    # A log shorter than what was durable has lost events that clients may have seen, however clean its end is.
+    damaged = found["buffer"].corrupt or found["buffer"].last_n < old.buffer.durable_n
+    meta = msgspec.structs.replace(old, epoch=epoch, ends=ends, corrupt_epoch=epoch if damaged else old.corrupt_epoch)
+    folder = SessionFolder(site, session_id, meta, found)
+    # Meta before mending: a corrupt file, once mended, no longer shows that positions in it cannot be trusted.
+    for log in data:
+        _sync_file(site.disk, _log_path(path, log))
+    folder.write_meta(old.session)
+    for log, text in data.items():
+        _mend_log(site.disk, _log_path(path, log), text, found[log])
+    return folder, Opened(
+        session_id=session_id,
+        epoch=epoch,
+        ends=meta.ends,
+        next_n=found["buffer"].last_n + 1,
+        records=found["buffer"].records,
+        conversation=found["conversation"].records,
+        next_conversation_n=found["conversation"].last_n + 1,
+        meta=old.session,
+        corrupt_epoch=meta.corrupt_epoch,
+        ledger_key=folder.ledger_key,
+    )
+
+
+def delete_session(site: Site, session_id: str) -> None:
+    """Deletes a session that is not open; its id stays unknown for ever, whenever a crash comes. Raises OSError."""
+    if not is_session_id(session_id):
+        return
+    site.disk.close(site.disk.open(site.deleted / session_id, create=True))
+    site.disk.sync_folder(site.deleted)
+    _remove(site, session_id)
+    site.disk.sync_folder(site.sessions)
+
+
+def _remove(site: Site, session_id: str) -> None:
+    path = site.sessions / session_id
+    for name in site.disk.names(path):
+        site.disk.unlink(path / name)
+    site.disk.remove_folder(path)
+
+
+def _read_meta(site: Site, path: Path, session: bytes) -> Meta | None:
+    data = read_whole(site.disk, path / _META)
+    if data is None:
+        return None
+    try:
+        return open_meta(data, session, site.keys)
+    except MetaForgedError as error:
+        # Whose session it is stands only there, so it is nobody's; the files stay for whoever can repair them.
+        _logger.error("session %s cannot be opened and is treated as unknown: %s", path.name, error)
+        return None
+
+
+def _ends(old: Meta, found: Recovered) -> tuple[tuple[int, int], ...]:
+    """(epoch, last seq) of the newest openings so far; of the last ones it stands only in the log."""
+    last_seqs = dict(found.ends)
+    ends = list(old.ends)
+    last_seq = old.session.last_seq
+    for epoch in sorted({old.epoch, *(epoch for epoch in last_seqs if epoch > old.epoch)}):
+        last_seq = max([last_seq, *(seq for at, seq in last_seqs.items() if at <= epoch)])
+        ends.append((epoch, last_seq))
+    return tuple(ends[-MAX_ENDS:])
+
+
+def _sync_file(disk: Disk, path: Path) -> None:
+    handle = disk.open(path, create=False)
+    try:
+        disk.sync(handle)
+    finally:
+        disk.close(handle)
+
+
+def _mend_log(disk: Disk, path: Path, data: bytes, found: Recovered) -> None:
+    if found.corrupt:
+        _logger.error("%s is damaged; it is kept as %s", path, path.with_suffix(".corrupt").name)
+    elif found.good_bytes < len(data):
+        _logger.warning("%s: %d bytes at its end are dropped or torn", path, len(data) - found.good_bytes)
+    mend(disk, path, data, found)
+
+
+def _recover(site: Site, session_id: str, meta: Meta, data: dict[LogName, bytes]) -> dict[LogName, Recovered]:
+    session = uuid.UUID(session_id).bytes
+    return {
+        log: recover(data.get(log, b""), keys=LogKeys(session, log, site.keys.get), state=getattr(meta, log))
+        for log in LOGS
+    }
+
+
+def _log_path(folder: Path, log: LogName) -> Path:
+    return folder / f"{log}.jsonl"

@@ -1,0 +1,49 @@
+"""One process a state folder.
+
+Invariant: whoever has a `StateLock` is the only one that writes in the folder. The kernel gives it up when the process
+ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from llmws.errors import ConfigError
+
+
+class StateLock:
+    """The hold on a state folder, made by `hold_state_folder`."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def close(self) -> None:
+        """Lets go."""
+        os.close(self._handle)
+
+
+def hold_state_folder(state: Path) -> StateLock:
+    """Makes the state folder if it is missing, and takes it for this process.
+
+    Raises:
+        ConfigError: another process has it, or it cannot be made or written.
+    """
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{state}: cannot be used as the state folder ({error.strerror})") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
+        os.close(handle)
+        raise ConfigError(
+            f"{state}: in use by another llmws server (process {holder or 'unknown'}); "
+            "stop that one, or give this one its own paths.state_dir"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return StateLock(handle)

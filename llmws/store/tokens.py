@@ -1,0 +1,208 @@
+"""Access tokens: who a caller is.
+
+Owns the token file and the form `llmws_<id>_<secret>`; knows no door. Invariant: no token stands in the file, only
+SHA-256 hashes; a token carries 256 random bits, so a plain hash of it cannot be guessed back.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import hmac
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from llmws.errors import ConfigError
+from llmws.store.disk import OsDisk, write_atomically
+
+_logger = logging.getLogger(__name__)
+
+TokenRole = Literal["metrics", "user", "admin", "peer"]
+LOCAL_PRINCIPAL: Final = "local"
+"""Who runs the server's account: the owner of the first admin token, and everybody where no token is required."""
+
+_SECRET_BYTES: Final = 32
+_ID_BYTES: Final = 6
+_PREFIX: Final = "llmws_"
+# Compared with where no token has the id, so that an unknown id takes as long as a wrong secret.
+_NO_HASH: Final = "0" * 64
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """An authenticated caller. Sessions belong to `principal`, not to the token."""
+
+    principal: str
+    role: TokenRole
+    token_id: str
+
+
+class TokenEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A token as the file keeps it; `sha256` is hex, over the whole token."""
+
+    id: Annotated[str, Meta(pattern=r"^[0-9a-f]{12}\Z")]
+    principal: Annotated[str, Meta(min_length=1, max_length=256)]
+    role: TokenRole
+    created_s: float
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    tokens: tuple[TokenEntry, ...]
+
+
+_Version = tuple[int, int, int]
+
+
+class TokenFile:
+    """The tokens of a state folder. Calls touch files, `authenticate` only where the file has changed.
+
+    Args:
+        path: of the file; it may be missing.
+        now_s: the wall clock, Unix time.
+        random: gives so many random bytes.
+    """
+
+    def __init__(
+        self, path: Path, *, now_s: Callable[[], float] = time.time, random: Callable[[int], bytes] = os.urandom
+    ) -> None:
+        self._path = path
+        self._now_s = now_s
+        self._random = random
+        self._version: _Version | None = None
+        self._by_id: dict[str, TokenEntry] = {}
+
+    def create(self, name: str, role: TokenRole) -> str:
+        """Makes a token for a principal and returns it; it is shown only this once.
+
+        Raises:
+            ConfigError: the file cannot be read or written, or the name is empty or too long.
+        """
+        token, entry = self._new(name, role)
+        self._add(entry)
+        return token
+
+    def ensure_first(self) -> Path | None:
+        """Makes the first admin token if there is none at all, and beside the file `admin.token`: it and a newline.
+
+        Returns:
+            The path of `admin.token` where it exists.
+
+        Raises:
+            ConfigError: the file cannot be read or written.
+        """
+        path = self._path.with_name("admin.token")
+        if not self.list():
+            token, entry = self._new(LOCAL_PRINCIPAL, "admin")
+            # Before the hash: a crash between the two leaves a token that is worth nothing, not one that nobody knows.
+            self._write(path, f"{token}\n".encode())
+            self._add(entry)
+        return path if path.exists() else None
+
+    def list(self) -> tuple[TokenEntry, ...]:
+        """All tokens, oldest first. Raises ConfigError where the file cannot be read."""
+        return self._read().tokens
+
+    def revoke(self, token_id: str) -> bool:
+        """Makes a token invalid at once; False if there is none of that id. Raises ConfigError as `create`."""
+        with self._locked():
+            before = self._read().tokens
+            after = tuple(entry for entry in before if entry.id != token_id)
+            if len(after) < len(before):
+                self._write(self._path, _encoded(after))
+        return len(after) < len(before)
+
+    def authenticate(self, token: str) -> Identity | None:
+        """Whose token it is, None if it is nobody's. A file that cannot be read holds no token."""
+        self._refresh()
+        prefix, _, rest = token.partition("_")
+        entry = self._by_id.get(rest.partition("_")[0]) if prefix + "_" == _PREFIX else None
+        expected = entry.sha256 if entry is not None else _NO_HASH
+        same = hmac.compare_digest(_hash(token), expected)
+        if entry is None or not same:
+            return None
+        return Identity(principal=entry.principal, role=entry.role, token_id=entry.id)
+
+    def _new(self, principal: str, role: TokenRole) -> tuple[str, TokenEntry]:
+        token_id = self._random(_ID_BYTES).hex()
+        secret = base64.urlsafe_b64encode(self._random(_SECRET_BYTES)).decode().rstrip("=")
+        token = f"{_PREFIX}{token_id}_{secret}"
+        fields = {
+            "id": token_id,
+            "principal": principal,
+            "role": role,
+            "created_s": self._now_s(),
+            "sha256": _hash(token),
+        }
+        try:
+            return token, msgspec.convert(fields, TokenEntry)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"a token cannot be made for {principal[:64]!r}: {error}") from None
+
+    def _add(self, entry: TokenEntry) -> None:
+        with self._locked():
+            self._write(self._path, _encoded((*self._read().tokens, entry)))
+
+    def _refresh(self) -> None:
+        """Reads the file again if it is not the one last read, so that new and revoked tokens count at once."""
+        try:
+            status = self._path.stat()
+            version: _Version | None = (status.st_mtime_ns, status.st_size, status.st_ino)
+        except OSError:
+            version = None
+        if version == self._version and version is not None:
+            return
+        try:
+            self._by_id = {entry.id: entry for entry in self._read().tokens}
+        except ConfigError as error:
+            self._by_id = {}
+            if version != self._version:
+                _logger.error("nobody can authenticate: %s", error)
+        self._version = version
+
+    def _read(self) -> _File:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=_File)
+        except FileNotFoundError:
+            return _File(tokens=())
+        except OSError as error:
+            raise ConfigError(f"{self._path}: cannot be read ({error.strerror})") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ConfigError(
+                f"{self._path}: not a token file ({error}); restore it, or delete it to start anew"
+            ) from None
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            write_atomically(OsDisk(), path, data)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps other processes (`llmws token create` beside a server) from changing the file in between."""
+        try:
+            handle = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{self._path}: cannot be written ({error.strerror})") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _encoded(tokens: tuple[TokenEntry, ...]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(_File(tokens=tokens)), indent=2) + b"\n"

@@ -1,0 +1,320 @@
+"""The session store on disk: one writer thread, and pools for what has to wait for the disk.
+
+Owns who works on a session when; knows nothing of bytes. A session with work in hand belongs to exactly one thread,
+so its operations keep their order and its files need no lock, while other sessions go on beside it. Invariant:
+`Flushed` never names a record that write(2), or for `durable` fdatasync(2), has not returned for.
+
+The queue of operations has no bound of its own: the hub pauses its engine when the distance from appended to written
+grows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final
+
+from llmws.errors import ConfigError, StorageError
+from llmws.store.folder import (
+    SessionFolder,
+    Site,
+    create_session,
+    delete_session,
+    list_unfinished,
+    open_session,
+    prepare,
+)
+from llmws.store_api import (
+    Append,
+    Close,
+    Create,
+    Created,
+    Delete,
+    DropBuffer,
+    Dropped,
+    Failed,
+    Flushed,
+    LogName,
+    Open,
+    Read,
+    ReadResult,
+    Record,
+    StoreEvent,
+    StoreOp,
+    Unknown,
+)
+
+_logger = logging.getLogger(__name__)
+
+# Two handles a session: together these keep the store below 256 open files.
+_IDLE_SESSIONS: Final = 96
+_SYNCS_IN_FLIGHT: Final = 24
+# Files side by side share one journal commit; opening and reading use the interpreter, where more threads gain nothing.
+_SYNC_THREADS: Final = 8
+_TASK_THREADS: Final = 4
+
+
+class _NotOpenError(Exception):
+    """An operation came for a session that is not open, most likely one that has just failed."""
+
+
+class _Lane:
+    """One session's place in the store: what is queued for it and its folder while it is open.
+
+    `busy` is guarded by the store's lock; `folder` and `failed` belong to the thread that works on the lane.
+    """
+
+    __slots__ = ("busy", "failed", "folder", "ops", "session_id")
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.ops: deque[StoreOp] = deque()
+        self.busy = False
+        self.failed = False
+        self.folder: SessionFolder | None = None
+
+    def opened(self) -> SessionFolder:
+        """The folder. Raises _NotOpenError."""
+        if self.folder is None:
+            raise _NotOpenError
+        return self.folder
+
+
+class FileStore:
+    """Keeps session logs in a state folder that the caller holds (`hold_state_folder`). Implements `SessionStore`.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._changed = threading.Condition()
+        self._lanes: dict[str, _Lane] = {}
+        self._ready: deque[_Lane] = deque()
+        self._busy = 0
+        self._closing = False
+        self._answers: list[StoreEvent] = []
+        self._notified = False
+        self._notify: Callable[[], None] = lambda: None
+        self._holding: OrderedDict[str, _Lane] = OrderedDict()
+        self._sync_slots = threading.BoundedSemaphore(_SYNCS_IN_FLIGHT)
+        self._syncs = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="llmws-sync")
+        self._tasks = ThreadPoolExecutor(_TASK_THREADS, thread_name_prefix="llmws-store")
+        self._writer = threading.Thread(target=self._write, name="llmws-writer", daemon=True)
+        try:
+            prepare(site)
+        except OSError as error:
+            raise ConfigError(f"{site.state}: sessions cannot be kept there ({error.strerror or error})") from None
+
+    # --- SessionStore ----------------------------------------------------------------------------------------------
+
+    def start(self, notify: Callable[[], None]) -> None:
+        """See `SessionStore`."""
+        self._notify = notify
+        self._writer.start()
+
+    def unfinished(self) -> list[str]:
+        """See `SessionStore`."""
+        return list_unfinished(self._site)
+
+    def submit(self, op: StoreOp) -> None:
+        """See `SessionStore`."""
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the store is closed")
+            lane = self._lanes.get(op.session_id)
+            if lane is None:
+                lane = self._lanes[op.session_id] = _Lane(op.session_id)
+            lane.ops.append(op)
+            if not lane.busy:
+                self._make_ready(lane)
+
+    def take(self) -> list[StoreEvent]:
+        """See `SessionStore`."""
+        with self._changed:
+            answers, self._answers = self._answers, []
+            self._notified = False
+            return answers
+
+    def close(self) -> None:
+        """See `SessionStore`. Sessions that are still open keep the meta they have."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._writer.ident is not None:
+            self._writer.join()
+        self._syncs.shutdown()
+        self._tasks.shutdown()
+
+    # --- lanes -----------------------------------------------------------------------------------------------------
+
+    def _make_ready(self, lane: _Lane) -> None:
+        """Gives a lane with queued operations to the writer. The lock is held."""
+        lane.busy = True
+        self._busy += 1
+        self._ready.append(lane)
+        self._changed.notify_all()
+
+    def _next(self) -> tuple[_Lane, StoreOp | list[Append]] | None:
+        """Waits for a lane with work, and takes its leading appends, or its first operation. None: all is done."""
+        with self._changed:
+            while not self._ready:
+                if self._closing and not self._busy:
+                    return None
+                self._changed.wait()
+            lane = self._ready.popleft()
+            op = lane.ops.popleft()
+            if not isinstance(op, Append):
+                return lane, op
+            appends = [op]
+            while lane.ops and isinstance(op := lane.ops[0], Append):
+                appends.append(op)
+                lane.ops.popleft()
+            return lane, appends
+
+    def _free(self, lane: _Lane) -> None:
+        """Ends the work on a lane."""
+        with self._changed:
+            lane.busy = False
+            self._busy -= 1
+            if lane.ops:
+                self._make_ready(lane)
+            elif lane.folder is None and not lane.failed:
+                del self._lanes[lane.session_id]
+            self._changed.notify_all()
+
+    def _post(self, *answers: StoreEvent) -> None:
+        with self._changed:
+            self._answers.extend(answers)
+            due, self._notified = not self._notified, True
+        if due:
+            self._notify()
+
+    # --- the writer thread -----------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        while (work := self._next()) is not None:
+            lane, task = work
+            self._holding[lane.session_id] = lane
+            self._holding.move_to_end(lane.session_id)
+            if isinstance(task, list):
+                self._append(lane, task)
+            else:
+                self._tasks.submit(self._carry_out, lane, task)
+            self._release_idle()
+        for lane in self._lanes.values():
+            with self._failures_of(lane):
+                if lane.folder is not None:
+                    lane.folder.close(None)
+
+    def _release_idle(self) -> None:
+        """Closes the files of the sessions that were longest without work, so that thousands may be open."""
+        for _ in range(len(self._holding) - _IDLE_SESSIONS):
+            session_id, lane = self._holding.popitem(last=False)
+            if lane.busy:
+                self._holding[session_id] = lane
+            elif lane.folder is not None:
+                lane.folder.release()
+
+    def _append(self, lane: _Lane, appends: list[Append]) -> None:
+        """Writes what was appended, each log with one write, and has those synced that need it."""
+        records: dict[LogName, list[Record]] = {}
+        for append in appends:
+            records.setdefault(append.log, []).extend(append.records)
+        to_sync = sorted({append.log for append in appends if append.sync})
+        with self._failures_of(lane):
+            for log, of_log in records.items():
+                lane.opened().logs[log].append(of_log)
+            self._post(*(_progress(lane, log) for log in records))
+        if lane.folder is not None and to_sync:
+            self._sync_slots.acquire()
+            self._syncs.submit(self._sync, lane, to_sync)
+        else:
+            self._free(lane)
+
+    # --- the pools' threads ----------------------------------------------------------------------------------------
+
+    def _sync(self, lane: _Lane, logs: list[LogName]) -> None:
+        with self._failures_of(lane):
+            for log in logs:
+                lane.opened().logs[log].sync()
+            self._post(*(_progress(lane, log) for log in logs))
+        self._sync_slots.release()
+        self._free(lane)
+
+    def _carry_out(self, lane: _Lane, op: StoreOp) -> None:
+        with self._failures_of(lane):
+            self._perform(lane, op)
+        self._free(lane)
+
+    def _perform(self, lane: _Lane, op: StoreOp) -> None:
+        match op:
+            case Create():
+                lane.failed = False
+                lane.folder = create_session(self._site, op.session_id, op.epoch, op.meta)
+                self._post(Created(session_id=op.session_id, ledger_key=lane.folder.ledger_key))
+            case Open():
+                lane.failed = False
+                self._open(lane)
+            case Read():
+                events = lane.opened().logs["buffer"].read_events(op.after_seq, op.limit_bytes)
+                self._post(ReadResult(session_id=op.session_id, ticket=op.ticket, events=tuple(events)))
+            case DropBuffer():
+                lane.opened().drop_buffer(op.meta)
+                self._post(Dropped(session_id=op.session_id))
+            case Close():
+                lane.opened().close(op.meta)
+                lane.folder = None
+            case Delete():
+                lane.failed = False
+                if lane.folder is not None:
+                    lane.folder.release()
+                    lane.folder = None
+                delete_session(self._site, op.session_id)
+
+    def _open(self, lane: _Lane) -> None:
+        if lane.folder is not None:
+            raise StorageError("the session is open already")
+        opened = open_session(self._site, lane.session_id)
+        if opened is None:
+            self._post(Unknown(session_id=lane.session_id))
+        else:
+            lane.folder, answer = opened
+            self._post(answer)
+
+    # --- failures --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _failures_of(self, lane: _Lane) -> Iterator[None]:
+        """Turns whatever goes wrong inside into the session's one `Failed`."""
+        try:
+            yield
+        except _NotOpenError:
+            if not lane.failed:
+                self._fail(lane, "the session is not open")
+        except OSError as error:
+            self._fail(lane, f"the disk failed: {error.strerror or error}")
+        except StorageError as error:
+            self._fail(lane, str(error))
+        except Exception:
+            # A bug that one session meets must not end the writing of all others.
+            _logger.exception("session %s", lane.session_id)
+            self._fail(lane, "internal error")
+
+    def _fail(self, lane: _Lane, message: str) -> None:
+        _logger.error("session %s: %s", lane.session_id, message)
+        lane.failed = True
+        if lane.folder is not None:
+            lane.folder.release()
+            lane.folder = None
+        self._post(Failed(session_id=lane.session_id, message=message))
+
+
+def _progress(lane: _Lane, log: LogName) -> Flushed:
+    file = lane.opened().logs[log]
+    return Flushed(session_id=lane.session_id, log=log, written=file.last_n, durable=file.durable_n)
