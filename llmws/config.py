@@ -25,7 +25,10 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ServerSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where and how to listen. `origins` and `hosts` are allowed beside the server's own."""
+    """Where and how to listen.
+
+    `origins` and `hosts` are allowed beside the server's own. `insecure_lan`: listen beyond loopback without TLS.
+    """
 
     host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
     port: Port = 8765
@@ -34,6 +37,7 @@ class ServerSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     heartbeat_s: Annotated[float, Meta(ge=1, le=3600)] = 20.0
     hello_timeout_s: Annotated[float, Meta(ge=0.1, le=60)] = 10.0
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+    insecure_lan: bool = False
 
 
 class ModelSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,6 +150,21 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> Config:
         raise ConfigError(f"{path}: {_readable(str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error}); delete it to get the defaults back") from None
+
+
+def override(config: Config, changes: Mapping[str, Mapping[str, object]]) -> Config:
+    """The configuration with single values replaced, as {section: {key: value}}, checked like the file's.
+
+    Raises:
+        ConfigError: names the path of the bad value.
+    """
+    data = msgspec.to_builtins(config)
+    for section, values in changes.items():
+        data[section] |= values
+    try:
+        return msgspec.convert(data, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_readable(str(error))) from None
 
 
 def environment_names() -> dict[str, tuple[str, str]]:

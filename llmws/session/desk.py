@@ -1,6 +1,6 @@
 """The desk: what an attached client's messages do.
 
-Owns validation beyond types and ranges, and who may say what. Invariant: a message that is refused changes nothing.
+Owns validation beyond types and ranges, and who may say what; `hello` and `ping` never get past the door. Invariant: a message that is refused changes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llmws.session.state import HubState
 from llmws.session.turns import Turns
 
 _ADMIN_ONLY: Final = (m.SwitchModel, m.DeleteModel)
-_OBSERVER_MAY: Final = (m.Ack, m.Ping, m.GetResources, m.GetStatus, m.ListModels, m.History, m.Cancel)
+_OBSERVER_MAY: Final = (m.Ack, m.GetResources, m.GetStatus, m.ListModels, m.History, m.Cancel)
 
 
 class Desk:
@@ -36,7 +36,6 @@ class Desk:
             m.Inference: self._inference,
             m.Cancel: self._cancel,
             m.Ack: self._ack,
-            m.Ping: self._ping,
             m.Config: self._config,
             m.GetResources: self._inspect,
             m.GetStatus: self._get_status,
@@ -45,7 +44,6 @@ class Desk:
             m.DeleteModel: self._delete_model,
             m.History: self._history,
             m.EndSession: self._end_session,
-            m.Hello: self._hello,
         }
 
     def take(self, session: Session, attachment: Attachment, message: m.ClientMessage) -> None:
@@ -137,12 +135,6 @@ class Desk:
             session.ack(attachment, seq, now_s=self._state.clock.monotonic())
 
     # --- the session -----------------------------------------------------------------------------------------------
-
-    def _hello(self, _session: Session, attachment: Attachment, _message: m.Hello) -> None:
-        self._state.reject(attachment.connection, ErrorCode.BAD_MESSAGE, "this connection has said hello already")
-
-    def _ping(self, session: Session, attachment: Attachment, message: m.Ping) -> None:
-        session.send(attachment, [encode(m.Pong(t=message.t))])
 
     def _config(self, session: Session, attachment: Attachment, message: m.Config) -> None:
         session.store()

@@ -196,10 +196,27 @@ class ScanModels(Value, frozen=True):
     """Looks for models again; answered by `ModelsScanned`."""
 
 
+class RememberModel(Value, frozen=True):
+    """A client chose this model: it serves again after a restart."""
+
+    name: str
+
+
 class LoadModel(Value, frozen=True):
     """Loads a model; nothing is running."""
 
     model: ModelRef
 
 
-HubCommand = Send | Disconnect | Inspect | Submit | CancelGeneration | ScanModels | LoadModel | PromptJob | StoreOp
+HubCommand = (
+    Send
+    | Disconnect
+    | Inspect
+    | Submit
+    | CancelGeneration
+    | ScanModels
+    | RememberModel
+    | LoadModel
+    | PromptJob
+    | StoreOp
+)

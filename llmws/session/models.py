@@ -33,6 +33,7 @@ class Models:
         self.current: ModelInfo | None = None
         self.loading: ModelRef | None = None
         self._switches: list[_Switch] = []
+        self._is_scanned = False
 
     @property
     def name(self) -> str | None:
@@ -43,8 +44,8 @@ class Models:
 
     @property
     def is_settled(self) -> bool:
-        """Whether no load is under way or wanted."""
-        return self.loading is None and not self._switches
+        """Whether it is known what there is, and no load is under way or wanted."""
+        return self._is_scanned and self.loading is None and not self._switches
 
     def find(self, wanted: str) -> ModelRef | None:
         """The listed model of just this name or path."""
@@ -73,6 +74,7 @@ class Models:
     def scanned(self, event: e.ModelsScanned) -> None:
         """Takes what is there now, and decides the wishes that waited for it."""
         self.available = event.models
+        self._is_scanned = True
         wishes, self._switches = self._switches, []
         for wish in wishes:
             ref = wish.ref or self.find(wish.wanted)
@@ -116,6 +118,7 @@ class Models:
 
     def _switched(self, info: ModelInfo) -> None:
         wish = self._switches.pop(0)
+        self._state.out.append(e.RememberModel(info.ref.name))
         session = self._state.sessions.get(wish.session_id)
         if session is not None:
             self._state.dirty[session.id] = session

@@ -1,0 +1,284 @@
+"""The composition root: configuration in, running server out.
+
+The only importer of implementations. Invariant: whatever ends `serve`, the store has written what it was given and the socket is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from llmws import __version__
+from llmws.catalog.catalog import Catalog
+from llmws.catalog.choose import auto_select
+from llmws.config import Config
+from llmws.engine_api import Engine, MemoryProbe, ModelRef, ModelSource, PromptRenderer
+from llmws.errors import ConfigError, ModelNotFoundError
+from llmws.places import (
+    Places,
+    read_server_state,
+    ready_objects_dir,
+    write_atomically,
+    write_server_state,
+)
+from llmws.prompt.thread import ThreadRenderer
+from llmws.protocol import messages as m
+from llmws.runtime.driver import Driver
+from llmws.server.hosts import is_loopback
+from llmws.server.listen import Server, bind
+from llmws.server.ports import Identity
+from llmws.session import events as e
+from llmws.session.hub import Hub
+from llmws.session.state import HubSettings
+from llmws.store.folder import Site
+from llmws.store.keys import load_keys
+from llmws.store.lock import hold_state_folder
+from llmws.store.tokens import TokenFile
+from llmws.store.writer import FileStore
+
+_log = logging.getLogger(__name__)
+
+
+class ReadyObject(msgspec.Struct, frozen=True):
+    """What a client on this machine needs to find the server. `token_file` is None where no token is needed."""
+
+    url: str
+    ws_url: str
+    port: int
+    pid: int
+    token_file: str | None
+
+
+class SystemClock:
+    """`Clock` of the machine."""
+
+    def monotonic(self) -> float:
+        """See `Clock.monotonic`."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """See `Clock.time`."""
+        return time.time()
+
+
+class SystemEntropy:
+    """`Entropy` of the operating system."""
+
+    def new_id(self) -> str:
+        """See `Entropy.new_id`."""
+        return str(uuid.uuid4())
+
+    def new_seed(self) -> int:
+        """See `Entropy.new_seed`."""
+        return secrets.randbelow(m.MAX_SAFE_INT + 1)
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """The implementations that a test may replace."""
+
+    engine: Engine
+    probe: MemoryProbe
+    prompts: PromptRenderer
+    models: ModelSource
+
+
+def local_parts(config: Config, places: Places) -> Parts:
+    """The parts of a real server. Torch is imported later, on the engine's own thread."""
+    from llmws.engine.local import LocalEngine
+    from llmws.engine.probe import DeviceProbe
+
+    return Parts(
+        engine=LocalEngine(config.optimization, config.limits),
+        probe=DeviceProbe(),
+        prompts=ThreadRenderer(),
+        models=Catalog(places.models_dir, places.own_models_dir, places.bundled_dir),
+    )
+
+
+def serve(config: Config, places: Places, *, ready_file: Path | None = None, parts: Parts | None = None) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        config: all settings.
+        places: the folders.
+        ready_file: where to leave the ready object once the socket listens.
+        parts: in place of the local ones.
+
+    Raises:
+        ConfigError: a setting cannot be used on this machine.
+    """
+    # The default of 5 ms, for which the loop waits whenever torch holds the interpreter, would be felt in every frame.
+    sys.setswitchinterval(0.0005)
+    os.umask(0o077)
+    check_exposure(config)
+
+    async def run() -> None:
+        await _App(config, places, listener, parts or local_parts(config, places)).run(ready_file)
+
+    listener = bind(config.server.host, config.server.port)
+    try:
+        lock = hold_state_folder(places.state_dir)
+        try:
+            asyncio.run(run())
+        finally:
+            lock.close()
+    finally:
+        listener.close()
+
+
+def check_exposure(config: Config) -> None:
+    """Refuses to listen where strangers could come in unasked, or could read along.
+
+    Raises:
+        ConfigError: with the fix.
+    """
+    if is_loopback(config.server.host):
+        return
+    if not config.auth.required:
+        raise ConfigError(
+            f"auth.required: false (--no-auth) is for loopback addresses only, not {config.server.host}; "
+            "drop --no-auth, or use --host 127.0.0.1"
+        )
+    if not config.server.insecure_lan:
+        raise ConfigError(
+            f"server.host: {config.server.host} is reachable from other machines, and without TLS tokens and answers can "
+            "be read on the way; pass --insecure-lan if you trust the network, or use --host 127.0.0.1 behind a tunnel"
+        )
+
+
+class _App:
+    """One running server: the object graph and its life."""
+
+    def __init__(self, config: Config, places: Places, listener: socket.socket, parts: Parts) -> None:
+        self._config = config
+        self._places = places
+        self._listener = listener
+        self._remembered = read_server_state(places.state_dir)
+        write_server_state(places.state_dir, self._remembered)
+        clock = SystemClock()
+        key_file = Path(config.storage.key_file) if config.storage.key_file else None
+        keys = load_keys(places.state_dir, key_file=key_file)
+        self._store = FileStore(Site(state=places.state_dir, keys=keys))
+        self._found = tuple(parts.models.scan())
+        self._first_model = self._choose_model()
+        hub = Hub(hub_settings(config, self._remembered.node_id), clock=clock, entropy=SystemEntropy())
+        self._driver = Driver(
+            hub,
+            engine=parts.engine,
+            store=self._store,
+            prompts=parts.prompts,
+            models=parts.models,
+            probe=parts.probe,
+            remember_model=self._remember_model,
+        )
+        self._tokens = TokenFile(places.state_dir / "tokens.json")
+        self._token_file: Path | None = None
+        if config.auth.required:
+            self._token_file = self._tokens.ensure_first()
+        self._server = Server(
+            listener=listener,
+            sessions=self._driver,
+            authenticate=self._authenticate,
+            server=config.server,
+            limits=config.limits,
+        )
+
+    async def run(self, ready_file: Path | None) -> None:
+        """Serves until a signal comes or a part fails."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, stop)
+        self._driver.start()
+        ready_files = [each for each in (ready_file, ready_objects_dir() / f"{self._server.port}.json") if each]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                serving = tasks.create_task(self._server.run())
+                driving = tasks.create_task(self._driver.run())
+                await self._server.started.wait()
+                self._announce(ready_files)
+                self._begin()
+                stopping = tasks.create_task(stop.wait())
+                await asyncio.wait([serving, driving, stopping], return_when=asyncio.FIRST_COMPLETED)
+                self._server.drain()
+                await self._driver.drain(self._config.server.drain_s if stopping.done() else 0)
+                self._server.stop()
+                stop.set()
+                driving.cancel()
+        finally:
+            ready_files[-1].unlink(missing_ok=True)
+            self._driver.stop()
+
+    def _signalled(self, stop: asyncio.Event) -> None:
+        if stop.is_set():
+            _log.warning("stopping at once")
+            self._driver.hurry()
+        else:
+            _log.info("stopping; what is unfinished goes on after the next start")
+        stop.set()
+
+    def _announce(self, paths: list[Path]) -> None:
+        """Tells where the server is, once it listens: the log for people, the ready files for programs."""
+        host = self._config.server.host
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+        authority = f"[{shown}]:{self._server.port}" if ":" in shown else f"{shown}:{self._server.port}"
+        ready = ReadyObject(
+            url=f"http://{authority}",
+            ws_url=f"ws://{authority}/v1/ws",
+            port=self._server.port,
+            pid=os.getpid(),
+            token_file=str(self._token_file) if self._token_file else None,
+        )
+        for path in paths:
+            write_atomically(path, msgspec.json.encode(ready) + b"\n")
+        _log.info("llmws %s listens at %s", __version__, ready.url)
+        if not self._config.auth.required:
+            _log.warning("--no-auth: every program and every user of this machine may use and administer this server")
+
+    def _choose_model(self) -> ModelRef | None:
+        try:
+            return auto_select(self._found, preferred=self._config.model.name, last=self._remembered.model)
+        except ModelNotFoundError as error:
+            raise ConfigError(f"model.name: {error}; name one of those, or none") from None
+
+    def _begin(self) -> None:
+        """Loads the model to begin with, and takes up what an earlier process left unfinished."""
+        self._driver.post(e.ModelsScanned(self._found))
+        for session_id in self._store.unfinished():
+            self._driver.post(e.OpenUnfinished(session_id))
+        if self._first_model is not None:
+            self._driver.post(e.SelectModel(self._first_model))
+        else:
+            _log.warning("there is no model in %s; put one there, then switch to it", self._places.models_dir)
+
+    def _authenticate(self, token: str | None) -> Identity | None:
+        if not self._config.auth.required:
+            return Identity("local", "admin")
+        found = self._tokens.authenticate(token) if token is not None else None
+        return Identity(found.principal, found.role) if found is not None else None
+
+    def _remember_model(self, name: str) -> None:
+        self._remembered = msgspec.structs.replace(self._remembered, model=name)
+        write_server_state(self._places.state_dir, self._remembered)
+
+
+def hub_settings(config: Config, node_id: str) -> HubSettings:
+    """What the hub takes from the configuration."""
+    return HubSettings(
+        limits=m.Limits(max_message_bytes=config.limits.max_message_bytes, max_queue=config.limits.max_queue),
+        heartbeat=m.Heartbeat(interval_s=config.server.heartbeat_s),
+        server=m.ServerInfo(node_id=node_id, version=__version__),
+        generation_defaults=config.generation_defaults.to_sampling(),
+        max_observers=config.limits.max_observers,
+        load_on_demand=config.model.load_on_demand,
+    )

@@ -1,0 +1,120 @@
+"""Arguments of `llmws`, and what each command does with them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmws import __version__
+
+if TYPE_CHECKING:
+    from llmws.config import Config
+    from llmws.places import Places
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status; 78 (sysexits: EX_CONFIG) for a fault of the configuration."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["chat"]:
+        from llm_cli.main import main as chat  # noqa: PLC0415 - the chat brings its own arguments and imports
+
+        return chat(arguments[1:])
+    options = _parser().parse_args(arguments)
+    from llmws.errors import ConfigError  # noqa: PLC0415 - `--version` and `--help` stay free of imports
+
+    try:
+        return int(options.run(options))
+    except ConfigError as error:
+        print(f"llmws: {error}", file=sys.stderr)
+        return os.EX_CONFIG
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("llmws", "llm_cli"):
+            raise
+        text = (
+            f"llmws: this command needs the package {error.name}; install the server with: pip install 'llmws[server]'"
+        )
+        print(text, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmws", description="A self-hosted LLM session server.")
+    parser.add_argument("--version", action="version", version=f"llmws {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    serve = commands.add_parser("serve", help="run the server", description="Runs the server until SIGTERM or Ctrl-C.")
+    _add_config(serve)
+    serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on (default 8765); 0 picks a free one")
+    serve.add_argument("--models-dir", type=Path, metavar="DIR", help="folder of the downloaded models")
+    serve.add_argument("--model", metavar="NAME", help="model to begin with")
+    serve.add_argument("--no-auth", action="store_true", help="ask for no token; loopback addresses only")
+    serve.add_argument("--insecure-lan", action="store_true", help="listen beyond loopback without TLS")
+    serve.add_argument("--ready-file", type=Path, metavar="PATH", help="write url, port and pid there once listening")
+    serve.set_defaults(run=_serve)
+
+    commands.add_parser("chat", help="chat in the terminal; the same as llm", add_help=False)
+
+    token = commands.add_parser("token", help="manage tokens").add_subparsers(metavar="ACTION", required=True)
+    create = token.add_parser("create", help="make a token and print it", description="Makes a token and prints it.")
+    _add_config(create)
+    create.add_argument("--name", required=True, help="who it is for; sessions belong to this name")
+    create.add_argument("--role", required=True, choices=("user", "admin"), help="what it may do")
+    create.set_defaults(run=_create_token)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file, made if it is missing")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="folder of sessions, keys and tokens")
+
+
+def _configuration(options: argparse.Namespace) -> tuple[Config, Places]:
+    from llmws import config, places  # noqa: PLC0415
+
+    path = (options.config or places.default_config_path()).absolute()
+    loaded = config.load(path)
+    located = places.locate(
+        loaded.paths,
+        path.parent,
+        state_dir=options.state_dir,
+        models_dir=getattr(options, "models_dir", None),
+    )
+    return loaded, located
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from llmws.config import override  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    loaded, located = _configuration(options)
+    changes: dict[str, dict[str, object]] = {"server": {}, "model": {}, "auth": {}}
+    if options.host is not None:
+        changes["server"]["host"] = options.host
+    if options.port is not None:
+        changes["server"]["port"] = options.port
+    if options.insecure_lan:
+        changes["server"]["insecure_lan"] = True
+    if options.model is not None:
+        changes["model"]["name"] = options.model
+    if options.no_auth:
+        changes["auth"]["required"] = False
+    loaded = override(loaded, changes)
+    from llmws.app import serve  # noqa: PLC0415 - uvicorn and the store
+
+    serve(loaded, located, ready_file=options.ready_file)
+    return 0
+
+
+def _create_token(options: argparse.Namespace) -> int:
+    from llmws.store.tokens import TokenFile  # noqa: PLC0415
+
+    _, located = _configuration(options)
+    located.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    print(TokenFile(located.state_dir / "tokens.json").create(options.name, options.role))
+    return 0

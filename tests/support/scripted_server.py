@@ -1,0 +1,69 @@
+"""A real server process whose engine says what its script says, one step for each line on standard input.
+
+Usage: scripted_server.py FOLDER [--no-auth]. Prints a line once a model is loaded, and one for each step done.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+
+from llmws import app, config, places
+from llmws.catalog.names import ModelName
+from llmws.protocol.messages import DeviceSummary, GetResources
+from tests.contract.transcripts.stages import GUIDE, ScriptedPrompts, inspected, scripted_engine
+
+
+class OneModel:
+    """A models folder with one model that needs no files."""
+
+    def scan(self):
+        return [GUIDE]
+
+    def delete(self, name):
+        ModelName(name)
+
+
+class StillProbe:
+    """A device that does not change."""
+
+    def summary(self):
+        return DeviceSummary(device="cpu", total_gb=1.0, free_gb=1.0)
+
+    def resources(self, loaded, models, load):
+        return inspected(GetResources())
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING)
+    folder = Path(sys.argv[1])
+    engine = scripted_engine()
+    ready = folder / "ready.json"
+
+    def command() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            engine.step()
+            print("stepped", flush=True)
+
+    threading.Thread(target=command, daemon=True).start()
+    settings = config.override(
+        config.Config(),
+        {
+            "server": {"port": 0, "hello_timeout_s": 0.5, "drain_s": 0},
+            "auth": {"required": "--no-auth" not in sys.argv},
+            "generation_defaults": {"max_new_tokens": 100},
+        },
+    )
+    where = places.Places(folder / "state", folder / "models", folder / "state" / "models", None)
+    parts = app.Parts(engine=engine, probe=StillProbe(), prompts=ScriptedPrompts(), models=OneModel())
+    app.serve(settings, where, ready_file=ready, parts=parts)
+
+
+if __name__ == "__main__":
+    main()
