@@ -1,0 +1,64 @@
+"""The async Python client: one session, exactly-once answers, over connections that may break.
+
+async with Client("http://127.0.0.1:8765", token) as client:
+    async for event in client.generate("Why is the sky blue?"):
+        if isinstance(event, Token):
+            print(event.data, end="", flush=True)
+    answer = await client.generate("And at night?", temperature=0)
+    print(answer.text, answer.node_id, answer.model, answer.tokens_generated)
+"""
+
+from llmws.client.answer import AnswerEvent, Completion, Reset
+from llmws.client.backoff import Backoff
+from llmws.client.client import Client
+from llmws.client.connection import Connected, Disconnected, Notice
+from llmws.client.discovery import LocalServer, local_server, local_servers
+from llmws.client.errors import (
+    ClientError,
+    ClosedError,
+    ForbiddenError,
+    GenerationError,
+    IntegrityError,
+    NoReplyError,
+    ProtocolError,
+    RequestRejectedError,
+    SessionLostError,
+    TakenOverError,
+    UnauthorizedError,
+    UnreachableError,
+)
+from llmws.client.generation import Generation
+from llmws.protocol.messages import Done, Log, Position, Queue, Start, Token
+
+__all__ = [
+    "AnswerEvent",
+    "Backoff",
+    "Client",
+    "ClientError",
+    "ClosedError",
+    "Completion",
+    "Connected",
+    "Disconnected",
+    "Done",
+    "ForbiddenError",
+    "Generation",
+    "GenerationError",
+    "IntegrityError",
+    "LocalServer",
+    "Log",
+    "NoReplyError",
+    "Notice",
+    "Position",
+    "ProtocolError",
+    "Queue",
+    "RequestRejectedError",
+    "Reset",
+    "SessionLostError",
+    "Start",
+    "TakenOverError",
+    "Token",
+    "UnauthorizedError",
+    "UnreachableError",
+    "local_server",
+    "local_servers",
+]

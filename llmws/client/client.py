@@ -1,0 +1,324 @@
+"""The public face of the package: a session on a server, its answers and its questions.
+
+Knows neither sockets nor positions. Invariant: every method that waits ends, with a value or with a `ClientError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import TracebackType
+from typing import Final, Literal, Self, TypeVar
+from uuid import uuid4
+
+import msgspec
+
+from llmws.client import requests
+from llmws.client.answer import Answer, Completion
+from llmws.client.backoff import Backoff
+from llmws.client.calls import Calls
+from llmws.client.connection import Connection, Notice
+from llmws.client.discovery import local_server
+from llmws.client.errors import UnreachableError
+from llmws.client.generation import Generation
+from llmws.client.link import websocket_url
+from llmws.client.requests import SamplingValue
+from llmws.client.session import Session
+from llmws.protocol import messages as m
+
+CALL_TIMEOUT_S: Final = 30.0
+SWITCH_TIMEOUT_S: Final = 3600.0
+
+Reply = TypeVar("Reply", bound=m.Message)
+
+
+class Client:
+    """A session on a server, for as long as `async with` lasts.
+
+    Answers come exactly once and in order, however often the connection is cut or the server restarted. Requests that
+    the server has not answered are sent again under the same id, which runs them once. What the caller has read to its
+    end is acknowledged.
+
+    Args:
+        url: the server's address; None for the server that this account runs on this machine.
+        token: the bearer token; with `url` None that server's own.
+        session_id: an existing session; None for a new one.
+        position: where to go on, from `Client.position` of an earlier client; None for everything unacknowledged.
+        window: how many events the server may send ahead.
+        mode: `observe` reads along without taking the session over.
+        name: what the server's lists and logs call this client.
+        connect_timeout_s: how long the first connection may take.
+        reconnect_timeout_s: how long a lost connection is tried again.
+        listen: called with every `Notice`.
+        backoff: the waits between attempts.
+
+    Raises:
+        UnreachableError: `url` is None and no server of this account runs here.
+        ValueError: `url` is not an address.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        session_id: str | None = None,
+        position: m.Position | None = None,
+        window: int = 1024,
+        mode: Literal["takeover", "observe"] = "takeover",
+        name: str = "python",
+        connect_timeout_s: float = 10.0,
+        reconnect_timeout_s: float = 600.0,
+        listen: Callable[[Notice], None] | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        if url is None:
+            if (server := local_server()) is None:
+                raise UnreachableError("no server of this account runs on this machine; give a URL")
+            url, token = server.ws_url, token or server.token()
+        self.url = websocket_url(url)
+        self._connect_timeout_s = connect_timeout_s
+        self._reconnect_timeout_s = reconnect_timeout_s
+        self._listen = listen or (lambda _notice: None)
+        self._generations: dict[str, Generation] = {}
+        self._session = Session(session_id=session_id, position=position, window=window, mode=mode, client_name=name)
+        self._calls = Calls(self._send)
+        self._connection = Connection(
+            self.url,
+            token,
+            self._session,
+            backoff=backoff or Backoff(),
+            receive=self._receive,
+            changed=self._changed,
+            listen=self._listen,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connects and attaches to the session.
+
+        Raises:
+            UnreachableError: no server answered within `connect_timeout_s`.
+            UnauthorizedError, ForbiddenError, ProtocolError: it does not let this client in.
+        """
+        await self._connection.open(first_timeout_s=self._connect_timeout_s, later_timeout_s=self._reconnect_timeout_s)
+
+    async def close(self, *, ack: bool = True) -> None:
+        """Leaves the session; running answers go on without this client.
+
+        Args:
+            ack: acknowledge what was read to its end. Without it the server keeps that for the next client.
+        """
+        await self._connection.close(ack=ack)
+
+    @property
+    def welcome(self) -> m.Welcome | None:
+        """What the server said last about itself, the session and the model; None before the first connection."""
+        return self._connection.welcome
+
+    @property
+    def session_id(self) -> str | None:
+        """The session's id; None before the first welcome of a new one."""
+        return self._session.session_id
+
+    @property
+    def position(self) -> m.Position | None:
+        """Where a later client of this session should go on: everything before was read from a `Generation`."""
+        return self._session.position
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the session is attached right now."""
+        return self._connection.is_up
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        system: str | None = None,
+        messages: Sequence[m.ChatMessage | dict[str, str]] | None = None,
+        images: Sequence[m.Image] | None = None,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        request_id: str | None = None,
+        on_disconnect: Literal["continue", "cancel"] = "continue",
+        ttl_s: float | None = None,
+        **sampling: SamplingValue,
+    ) -> Generation:
+        """Asks for an answer: `async for event in client.generate("…")`, or `completion = await client.generate("…")`.
+
+        The request is sent at once; several may be out, and the server answers them in order.
+
+        Args:
+            prompt: the user's turn in the session's own conversation.
+            system: replaces the conversation's system message.
+            messages: the whole context instead of the session's conversation, which then stays as it is.
+            images: inline images to the prompt.
+            model: which model answers; None for the server's present one.
+            max_tokens: the same as `max_new_tokens`.
+            request_id: the idempotency key; made up when None.
+            on_disconnect: `cancel` ends the answer when this client's connection is lost.
+            ttl_s: how long the server works for nobody.
+            **sampling: fields of `llmws.protocol.messages.Sampling`.
+
+        Raises:
+            RequestRejectedError: the request is larger than the server takes.
+            ClientError: the client has given up or is closed.
+            ValueError: a sampling parameter is unknown or out of range.
+        """
+        self._connection.check()
+        if max_tokens is not None:
+            sampling["max_new_tokens"] = max_tokens
+        inference = m.Inference(
+            request_id=request_id or uuid4().hex,
+            model=model,
+            prompt=requests.prompt(prompt, system, images),
+            messages=None if messages is None else msgspec.convert(messages, list[m.ChatMessage]),
+            config=requests.sampling(sampling) if sampling else None,
+            on_disconnect=on_disconnect,
+            ttl_s=ttl_s,
+        )
+        if self.welcome is not None:
+            requests.check_size(inference, self.welcome.limits)
+        generation = self._generation(self._session.ask(inference))
+        self._connection.settle()
+        return generation
+
+    async def collect(self) -> AsyncIterator[Generation]:
+        """Gives the answers to requests that an earlier client of this session made, oldest first, until none is left.
+
+        With a position these are the ones it had not read to the end, the first of them perhaps from the middle on
+        (`Generation.is_whole`); without, all unacknowledged ones. Read each before asking for the next.
+        """
+        waiting = self._session.uncollected
+        while True:
+            await self._connection.until(lambda: bool(waiting) or self._session.is_caught_up)
+            if not waiting:
+                return
+            yield self._generation(waiting.popleft())
+
+    def cancel(self, request_id: str) -> None:
+        """Asks the server to end a request; it then ends in `Done` with `finish_reason` `cancelled`."""
+        self._connection.check()
+        self._session.cancel(request_id)
+        self._connection.settle()
+
+    def running(self) -> list[str]:
+        """Ids of the session's requests that have not ended, oldest first."""
+        return [answer.request_id for answer in self._session.open_answers()]
+
+    # --- questions -------------------------------------------------------------------------------------------------
+
+    async def resources(self) -> m.Resources:
+        """Device, model and load."""
+        return await self._ask(m.GetResources(), m.Resources)
+
+    async def status(self) -> m.Status:
+        """The server's state in short."""
+        return await self._ask(m.GetStatus(), m.Status)
+
+    async def models(self) -> list[m.ModelEntry]:
+        """The models on the server."""
+        return (await self._ask(m.ListModels(), m.ModelsList)).models
+
+    async def switch_model(
+        self,
+        name: str,
+        on_progress: Callable[[m.Log], None] | None = None,
+        *,
+        timeout_s: float = SWITCH_TIMEOUT_S,
+    ) -> m.ModelSwitched:
+        """Loads another model; running answers finish first. Needs an admin's token.
+
+        Args:
+            name: as `models` lists it.
+            on_progress: called with `Log(code="loading", bytes, total_bytes)` while it loads.
+            timeout_s: for the whole load.
+        """
+        return await self._ask(m.SwitchModel(name=name), m.ModelSwitched, timeout_s=timeout_s, on_log=on_progress)
+
+    async def delete_model(self, name: str) -> m.ModelDeleted:
+        """Deletes a model's files; never the loaded one's. Needs an admin's token."""
+        return await self._ask(m.DeleteModel(model_name=name), m.ModelDeleted)
+
+    async def config(self, **sampling: SamplingValue) -> m.Sampling:
+        """Sets the session's sampling defaults, merged over the present ones, and gives all that are in force."""
+        return (await self._ask(m.Config(data=requests.sampling(sampling)), m.ConfigAck)).config
+
+    async def history(self, *, before_id: str | None = None, limit: int = 50) -> m.HistoryReply:
+        """A page of the session's conversation, oldest first; the newest page without `before_id`."""
+        return await self._ask(m.History(before_id=before_id, limit=limit), m.HistoryReply)
+
+    async def end_session(self) -> None:
+        """Deletes the session and everything in it for good; the server then closes the connection."""
+        assert self.session_id is not None
+        await self._ask(m.EndSession(session_id=self.session_id), m.SessionEnded)
+
+    async def ping(self) -> float:
+        """Seconds to the server and back, through its message loop."""
+        loop = asyncio.get_running_loop()
+        sent_s = loop.time()
+        await self._ask(m.Ping(t=sent_s), m.Pong)
+        return loop.time() - sent_s
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _generation(self, answer: Answer) -> Generation:
+        generation = Generation(answer, taken=self._connection.settle, cancel=self.cancel, complete=self._complete)
+        self._generations[answer.request_id] = generation
+        return generation
+
+    def _complete(self, answer: Answer, done: m.Done) -> Completion:
+        assert self.welcome is not None
+        return Completion(
+            text=answer.text,
+            node_id=self.welcome.server.node_id,
+            model=answer.model or self.welcome.model or "",
+            tokens_generated=done.total_tokens,
+            finish_reason=done.finish_reason,
+            usage=done.usage,
+            timing=done.timing,
+            request_id=done.request_id,
+            session_id=self.welcome.session_id,
+            is_whole=answer.is_whole,
+        )
+
+    async def _ask(
+        self,
+        question: m.ClientMessage,
+        reply_type: type[Reply],
+        *,
+        timeout_s: float = CALL_TIMEOUT_S,
+        on_log: Callable[[m.Log], None] | None = None,
+    ) -> Reply:
+        self._connection.check()
+        return await self._calls.ask(question, reply_type, timeout_s=timeout_s, on_log=on_log)
+
+    def _send(self, message: m.ClientMessage) -> None:
+        self._session.outbox.append(message)
+        self._connection.settle()
+
+    def _receive(self, message: m.ServerMessage) -> None:
+        if isinstance(message, m.Welcome):
+            self._calls.repeat()
+        elif not self._calls.receive(message):
+            self._listen(message)
+
+    def _changed(self) -> None:
+        if self._connection.failure is not None:
+            self._calls.fail(self._connection.failure)
+        running = set(self.running())
+        for request_id, generation in list(self._generations.items()):
+            generation.wake()
+            if request_id not in running:
+                del self._generations[request_id]

@@ -1,0 +1,231 @@
+"""Keeps a session attached: connects, serves a connection until it is lost, and connects again.
+
+Owns the socket and the task that reads it; everything that decides is in `session`. Invariant: from `open` to `close`
+exactly one task owns the connection, and when it ends every waiter is told why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+from llmws.client.backoff import Backoff
+from llmws.client.cursor import StoryFaultError
+from llmws.client.errors import ClientError, ClosedError, ProtocolError, UnreachableError
+from llmws.client.link import CLOSE_TIMEOUT_S, Link, LostError
+from llmws.client.session import Session
+from llmws.protocol import CloseCode
+from llmws.protocol import messages as m
+
+STEADY_S: Final = 10.0
+"""A connection that lasted this long was good even if nothing happened on it."""
+MOST_FAULTS: Final = 5
+"""So many connections in a row that contradict the session's story are the server's fault, not the network's."""
+
+
+class Connected(m.Value, frozen=True, kw_only=True):
+    """The session is attached."""
+
+    welcome: m.Welcome
+
+
+class Disconnected(m.Value, frozen=True, kw_only=True):
+    """The connection is lost; the next attempt starts in `retry_in_s` seconds, or never when None."""
+
+    reason: str
+    retry_in_s: float | None
+
+
+Notice = Connected | Disconnected | m.ServerMessage
+"""What a listener is told: the connection's state, and messages of the server that answer nothing."""
+
+
+class Connection:
+    """A session's connection, through all its lives.
+
+    Args:
+        receive: called with every message that is not about a request.
+        listen: called with changes of the connection's state.
+
+    Attributes:
+        welcome: the newest one; None before the first.
+        failure: why it was given up; None while it is not.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        session: Session,
+        *,
+        backoff: Backoff,
+        receive: Callable[[m.ServerMessage], None],
+        changed: Callable[[], None],
+        listen: Callable[[Notice], None],
+    ) -> None:
+        self.welcome: m.Welcome | None = None
+        self.failure: ClientError | None = None
+        self._url = url
+        self._token = token
+        self._session = session
+        self._backoff = backoff
+        self._on_message = receive
+        self._on_change = changed
+        self._listen = listen
+        self._link: Link | None = None
+        self._arrived = asyncio.Event()
+        self._outgoing = asyncio.Event()
+        self._owner: asyncio.Task[None] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the session is attached right now."""
+        return self._link is not None
+
+    async def open(self, *, first_timeout_s: float, later_timeout_s: float) -> None:
+        """Attaches.
+
+        Args:
+            first_timeout_s: how long that may take.
+            later_timeout_s: how long a lost connection is tried again.
+
+        Raises:
+            ClientError: there is no connection, and the connection is closed.
+        """
+        assert self._owner is None, "a connection is opened once"
+        self._owner = asyncio.create_task(self._own(first_timeout_s, later_timeout_s))
+        try:
+            await self.until(lambda: self.welcome is not None)
+        except BaseException:
+            await self.close(ack=False)
+            raise
+
+    async def close(self, *, ack: bool) -> None:
+        """Detaches, after a last acknowledgement if `ack`."""
+        if self._link is not None and ack:
+            self._session.settle()
+            with contextlib.suppress(LostError, TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._flush(self._link)
+        if self._owner is not None:
+            self._owner.cancel()
+            await asyncio.wait([self._owner])
+            if not self._owner.cancelled():
+                self._owner.result()  # a bug in the task must not stay in it
+        self._fail(ClosedError("this client is closed"))
+
+    def check(self) -> None:
+        """Raises why the connection was given up, if it was."""
+        if self.failure is not None:
+            raise self.failure
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits for something that only an arriving message can make true.
+
+        Raises:
+            ClientError: the connection is given up.
+        """
+        while not condition():
+            self.check()
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def settle(self) -> None:
+        """Acknowledges what is due and sends the outbox; to be called after every change of the session."""
+        self._session.settle()
+        if self._session.outbox:
+            self._outgoing.set()
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._arrived.set()
+        self._on_change()
+
+    def _fail(self, error: ClientError) -> None:
+        if self.failure is None:
+            self.failure = error
+            self._session.fail(error)
+            self._wake()
+
+    async def _own(self, timeout_s: float, later_timeout_s: float) -> None:
+        """Keeps the session attached until that is impossible."""
+        reason, faults = "", 0
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                link, welcome = await self._connect(reason, timeout_s)
+                since_s, before = loop.time(), self._session.applied_seq
+                lost = await self._serve(link, welcome)
+                timeout_s, reason = later_timeout_s, str(lost)
+                has_progressed = self._session.applied_seq != before
+                faults = 0 if has_progressed or not isinstance(lost, StoryFaultError) else faults + 1
+                if faults == MOST_FAULTS:
+                    raise ProtocolError(f"the server keeps breaking the session's story: {reason}")
+                if has_progressed or loop.time() - since_s >= STEADY_S:
+                    self._backoff.reset()
+        except ClientError as error:
+            self._fail(error)
+            self._listen(Disconnected(reason=str(error), retry_in_s=None))
+        finally:
+            self._fail(ClosedError("this client stopped"))
+
+    async def _connect(self, reason: str, timeout_s: float) -> tuple[Link, m.Welcome]:
+        """Attaches, in as many attempts as it takes; `reason` is why there is no connection now, empty at first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    delay_s = self._backoff.next_s()
+                    if reason:
+                        self._listen(Disconnected(reason=reason, retry_in_s=delay_s))
+                    await asyncio.sleep(delay_s)
+                    try:
+                        return await Link.open(self._url, self._session.hello(self._token))
+                    except LostError as lost:
+                        reason = str(lost)
+        except TimeoutError:
+            raise UnreachableError(f"{self._url} could not be reached within {timeout_s:g} s: {reason}") from None
+
+    async def _serve(self, link: Link, welcome: m.Welcome) -> LostError | StoryFaultError:
+        """Serves one connection until it is lost."""
+        writer = asyncio.create_task(self._write(link))
+        try:
+            self._session.welcomed(welcome)
+            self.welcome, self._link = welcome, link
+            self._listen(Connected(welcome=welcome))
+            self._on_message(welcome)
+            self._outgoing.set()
+            while True:
+                self.settle()
+                self._wake()
+                message = await link.receive()
+                if not isinstance(message, m.ServerMessage):
+                    self._session.receive_unknown(message)
+                elif (rest := self._session.receive(message)) is not None:
+                    self._on_message(rest)
+        except LostError as lost:
+            if lost.code == CloseCode.TOO_BIG:
+                self._session.too_large("the server closed the connection over a message that was too large")
+            return lost
+        except StoryFaultError as fault:
+            return fault
+        finally:
+            self._link = None
+            writer.cancel()
+            await asyncio.wait([writer])
+            await link.close()
+
+    async def _write(self, link: Link) -> None:
+        while True:
+            await self._outgoing.wait()
+            self._outgoing.clear()
+            try:
+                await self._flush(link)
+            except LostError:
+                return
+
+    async def _flush(self, link: Link) -> None:
+        while self._session.outbox:
+            await link.send(self._session.outbox.popleft())

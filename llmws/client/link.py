@@ -1,0 +1,189 @@
+"""One WebSocket connection, from the upgrade to its end.
+
+Owns what is particular to the `websockets` package; knows nothing of sessions. Invariant: every end of a connection
+becomes either `LostError` (reconnect) or a `ClientError` (do not).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+
+from llmws.client.errors import ClientError, ForbiddenError, ProtocolError, UnauthorizedError, from_close
+from llmws.protocol import SUBPROTOCOL, decode_server, encode, is_final
+from llmws.protocol import messages as m
+
+OPEN_TIMEOUT_S: Final = 10.0
+WELCOME_TIMEOUT_S: Final = 30.0
+"""A hello to a session that is being recovered waits for it."""
+CLOSE_TIMEOUT_S: Final = 2.0
+MAX_FRAME_BYTES: Final = 32 * 2**20
+"""Largest frame taken: a snapshot holds whole answers, a page of history 200 messages."""
+
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_TRANSIENT_STATUS: Final = (408, 425, 429, 500, 502, 503, 504)
+
+
+class LostError(Exception):
+    """The connection is gone, or was never made; another may be.
+
+    Attributes:
+        code: the close code, None when there was none.
+    """
+
+    def __init__(self, reason: str, code: int | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def websocket_url(address: str) -> str:
+    """The WebSocket URL for what a person or a ready file calls the server's address.
+
+    `http` and `ws` schemes, or none, are taken; without a path it is `/v1/ws`.
+
+    Raises:
+        ValueError: the address is not one.
+    """
+    parts = urlsplit(address if "://" in address else f"ws://{address}")
+    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+    if scheme is None or not parts.hostname or parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"{address!r} is not the address of a server; it looks like http://127.0.0.1:8765")
+    assert parts.port is None or parts.port >= 0  # reading it raises ValueError when out of range
+    return urlunsplit((scheme, parts.netloc, parts.path if parts.path.strip("/") else "/v1/ws", "", ""))
+
+
+class Link:
+    """A connection whose hello was answered."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+
+    @classmethod
+    async def open(cls, url: str, hello: m.Hello) -> tuple[Link, m.Welcome]:
+        """Connects, says hello and waits for the welcome.
+
+        Raises:
+            LostError: it may work later.
+            ClientError: it will not.
+        """
+        link = cls(await _connect(url))
+        try:
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                return link, await link._greet(hello)
+        except TimeoutError:
+            await link.close()
+            raise LostError("the server did not answer the hello") from None
+        except BaseException:
+            await link.close()
+            raise
+
+    async def send(self, message: m.ClientMessage) -> None:
+        """Sends a message. Waits while the socket's buffer is full; a dead peer ends that by the missing pong.
+
+        Raises:
+            LostError: the connection is gone; `receive` tells why.
+        """
+        try:
+            await self._socket.send(encode(message), text=True)
+        except ConnectionClosed:
+            raise LostError("the connection was lost while sending") from None
+
+    async def receive(self) -> m.ServerMessage | m.Event:
+        """The next message; a bare `Event` for one of a type that this version does not know.
+
+        Raises:
+            LostError: reconnect.
+            ClientError: do not.
+        """
+        try:
+            frame = await self._socket.recv()
+        except ConnectionClosed as closed:
+            raise _why(closed) from None
+        try:
+            return decode_server(frame)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _unknown(frame)
+
+    async def close(self) -> None:
+        """Closes in the normal way; returns within seconds also when the peer is gone."""
+        await self._socket.close()
+
+    async def _greet(self, hello: m.Hello) -> m.Welcome:
+        await self.send(hello)
+        said = ""
+        while True:
+            try:
+                message = await self.receive()
+            except ClientError as error:
+                # The close frame carries a word, the `error` before it a sentence.
+                raise type(error)(said or str(error)) from None
+            if isinstance(message, m.Welcome):
+                return message
+            if isinstance(message, m.Error):
+                said = message.message
+
+
+async def _connect(url: str) -> ClientConnection:
+    try:
+        return await connect(
+            url,
+            subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
+            compression=None,
+            # A token must not travel through a proxy on its way to this very machine.
+            proxy=None if urlsplit(url).hostname in _LOOPBACK else True,
+            open_timeout=OPEN_TIMEOUT_S,
+            close_timeout=CLOSE_TIMEOUT_S,
+            max_size=MAX_FRAME_BYTES,
+        )
+    except InvalidStatus as error:
+        raise _refusal(url, error.response.status_code) from None
+    except ssl.SSLError as error:
+        raise ProtocolError(f"{url}: TLS failed: {error}") from None
+    except InvalidMessage as error:
+        if isinstance(error.__cause__, EOFError):
+            raise LostError("the server closed the connection during the upgrade") from None
+        raise ProtocolError(f"{url}: no WebSocket server answers there") from None
+    except InvalidHandshake as error:
+        raise ProtocolError(f"{url}: {error}") from None
+    except TimeoutError:
+        raise LostError("the server did not answer in time") from None
+    except OSError as error:
+        raise LostError(error.strerror or str(error)) from None
+
+
+def _refusal(url: str, status: int) -> ClientError | LostError:
+    """What an HTTP status instead of the upgrade means."""
+    if status in _TRANSIENT_STATUS:
+        return LostError(f"the server answered with HTTP status {status}")
+    if status == 401:
+        return UnauthorizedError("the server wants a valid token")
+    if status in (403, 421):
+        return ForbiddenError(f"{url}: the server does not answer to this host or origin (HTTP status {status})")
+    return ProtocolError(f"{url}: no llmws server answers there (HTTP status {status})")
+
+
+def _why(closed: ConnectionClosed) -> ClientError | LostError:
+    """What the end of a connection means."""
+    if closed.rcvd is None:
+        return LostError("the connection was lost")
+    code, reason = closed.rcvd.code, closed.rcvd.reason
+    if is_final(code):
+        return from_close(code, reason)
+    return LostError(f"{reason or 'the server closed the connection'} (close code {code})", code)
+
+
+def _unknown(frame: str | bytes) -> m.Event:
+    try:
+        return msgspec.json.decode(frame, type=_Place)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise LostError("the server sent something that is not a message") from None
+
+
+class _Place(m.Event, frozen=True, kw_only=True, tag=False):
+    """What every event has, whatever its type."""

@@ -1,0 +1,46 @@
+"""Requests from what a caller gives, checked before they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from llmws.client.errors import RequestRejectedError
+from llmws.protocol import ErrorCode, encode
+from llmws.protocol import messages as m
+
+SamplingValue = float | int | bool | str | list[str] | dict[str, float] | None
+
+
+class _StrictSampling(m.Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The wire ignores fields that it does not know; a caller who misspells one wants to hear of it."""
+
+
+def sampling(fields: Mapping[str, SamplingValue]) -> m.Sampling:
+    """Sampling parameters by name; see `llmws.protocol.messages.Sampling`.
+
+    Raises:
+        ValueError: an unknown name, or a value out of range.
+    """
+    return msgspec.convert(dict(fields), _StrictSampling)
+
+
+def prompt(text: str | None, system: str | None, images: Sequence[m.Image] | None) -> str | m.Prompt | None:
+    """The `prompt` field in its shortest form."""
+    if system is None and not images:
+        return text
+    return m.Prompt(user=text or "", system=system, images=list(images) if images else None)
+
+
+def check_size(inference: m.Inference, limits: m.Limits) -> None:
+    """Refuses what the server would close the connection over.
+
+    Raises:
+        RequestRejectedError: with code `too_large`.
+    """
+    size_bytes = len(encode(inference))
+    if size_bytes > limits.max_message_bytes:
+        message = f"the request has {size_bytes} bytes; the server takes {limits.max_message_bytes}"
+        error = m.Error(code=ErrorCode.TOO_LARGE, message=message, retryable=False, request_id=inference.request_id)
+        raise RequestRejectedError(error)
