@@ -7,6 +7,7 @@ becomes either `LostError` (reconnect) or a `ClientError` (do not).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
@@ -112,7 +113,12 @@ class Link:
 
     async def close(self) -> None:
         """Closes in the normal way; returns within seconds also when the peer is gone."""
-        await self._socket.close()
+        closing = asyncio.create_task(self._socket.close())
+        with contextlib.suppress(ConnectionClosed):
+            # Unread frames would keep the peer's close frame from being read.
+            while True:
+                await self._socket.recv()
+        await closing
 
     async def _greet(self, hello: m.Hello) -> m.Welcome:
         await self.send(hello)

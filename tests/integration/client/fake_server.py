@@ -1,7 +1,7 @@
 """A small server that speaks the protocol from memory, and misbehaves on request.
 
-It runs no model: `answers` maps a prompt to the pieces that it is answered with. Real code, not a mock: everything a client sees
-goes through a real socket, and a client that gets a gap or a duplicate past it would get it past a real server.
+It runs no model: `answers` maps a prompt to the pieces that it is answered with. Real code, not a mock: everything a
+client sees goes through a real socket.
 """
 
 from __future__ import annotations

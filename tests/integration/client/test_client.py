@@ -47,7 +47,7 @@ async def text_of(generation) -> str:
 async def eventually(condition) -> None:
     """Yields to the loop until the condition holds."""
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
