@@ -14,7 +14,7 @@ from pathlib import Path
 from llmws import app, config, places
 from llmws.catalog.names import ModelName
 from llmws.protocol.messages import DeviceSummary, GetResources
-from tests.contract.transcripts.stages import GUIDE, ScriptedPrompts, inspected, scripted_engine
+from tests.support.stages import GUIDE, ScriptedPrompts, inspected, scripted_engine
 
 
 class OneModel:

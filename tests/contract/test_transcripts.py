@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.transcripts.stages import HubStage, SocketStage, Stage
+from tests.support.stages import HubStage, SocketStage, Stage
 
 ANY: Any = ...
 HELLO_SHA256 = hashlib.sha256(b"Hello").hexdigest()

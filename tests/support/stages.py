@@ -31,7 +31,7 @@ from llmws.store.memory import MemoryDisk, MemoryStore
 from llmws.store_api import Append, Create, Delete, DropBuffer, Open, Read
 from llmws.store_api import Close as CloseSession
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 TOKEN = "llmws_test_token"
 GUIDE = ModelRef(
     name="llmws-guide", path="models/llmws-guide", location="/models/llmws-guide", size_bytes=1000, source="models"

@@ -1,0 +1,74 @@
+# Everything a fresh machine needs: Python 3.11 or newer, and git. `make help` lists the targets.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-fast check format docs guide bench e2e clean
+
+help: ## list the targets
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/server.stamp ## make .venv with the server and the clients in it
+
+demo: setup ## start a server, ask, cut the line, kill the server, and show that nothing is lost
+	@$(BIN)/python tools/demo.py
+
+serve: setup ## run the server in the foreground
+	@$(BIN)/llmws serve
+
+test: $(VENV)/dev.stamp ## run every test of the short profile
+	@$(BIN)/python -m pytest
+
+test-fast: $(VENV)/dev.stamp ## run the pure tests only
+	@$(BIN)/python -m pytest tests/unit tests/contract
+
+e2e: $(VENV)/dev.stamp ## run the tests that drive real processes and terminals
+	@$(BIN)/python -m pytest tests/e2e
+
+kills: $(VENV)/dev.stamp ## kill the server at 50 random tokens, greedy and seeded
+	@$(BIN)/python -m pytest tests/faults --kills 50
+
+check: $(VENV)/dev.stamp ## lint, types, import contracts, generated documents
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python tools/generate_docs.py --check
+
+format: $(VENV)/dev.stamp ## format the code
+	@$(BIN)/ruff check --fix --quiet
+	@$(BIN)/ruff format --quiet
+
+docs: $(VENV)/dev.stamp ## write the generated parts of the documents again
+	@$(BIN)/python tools/generate_docs.py
+
+guide: $(VENV)/dev.stamp ## train the built-in model again
+	@$(BIN)/python tools/train_guide.py
+
+bench: setup ## measure, and write the figures to bench/results
+	@$(BIN)/python bench/sessions.py
+
+clean: ## remove what was made, but neither state nor models
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/base.stamp: constraints.txt
+	@test -n "$(PYTHON)" || { echo "llmws needs Python 3.11 or newer; none was found"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks venv; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "Setting up $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@touch $@
+
+$(VENV)/server.stamp: $(VENV)/base.stamp pyproject.toml
+	@echo "Installing the server; torch makes this take a while …"
+	@$(PIP) --editable '.[server]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/server.stamp
+	@echo "Installing the tools of the tests …"
+	@$(PIP) --group dev
+	@touch $@
