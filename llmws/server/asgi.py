@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmws.server.auth import HTTP_ROUTES, Access, Denied, credential, permits
 from llmws.server.entrance import Entrance
+from llmws.server.ports import Sessions
 
 RETRY_AFTER_S: Final = 5
 
@@ -53,6 +54,12 @@ FRONT_PAGE: Final = """<!doctype html>
 
 def create_app(entrance: Entrance) -> ASGIApp:
     """The application that uvicorn serves for everything but WebSockets."""
+    app = Starlette(routes=create_routes(entrance.sessions), exception_handlers={HTTPException: _http_error})
+    return Guard(app, entrance, routes=HTTP_ROUTES)
+
+
+def create_routes(sessions: Sessions) -> list[Route]:
+    """The routes; each has its role in `auth.HTTP_ROUTES`."""
 
     async def front_page(_: Request) -> Response:
         return HTMLResponse(FRONT_PAGE)
@@ -61,21 +68,16 @@ def create_app(entrance: Entrance) -> ASGIApp:
         return PlainTextResponse("ok\n")
 
     async def ready(_: Request) -> Response:
-        if entrance.sessions.ready:
+        if sessions.ready:
             return PlainTextResponse("ready\n")
         return error_response(503, "not_ready", "no model is loaded", retry_after_s=RETRY_AFTER_S)
 
-    async def http_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return error_response(error.status_code, "bad_request", error.detail)
-
-    routes = [
+    return [
         Route("/", front_page),
         Route("/healthz", alive),
         Route("/health", alive),
         Route("/readyz", ready),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: http_error}), entrance, routes=HTTP_ROUTES)
 
 
 class Guard:
@@ -136,6 +138,13 @@ class Guard:
         if not permits(identity.role, needed):
             return error_response(403, "forbidden", "this token may not do that")
         return None
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = error_response(error.status_code, "bad_request", error.detail)
+    response.headers.update(error.headers or {})
+    return response
 
 
 def error_response(status: int, code: str, message: str, *, retry_after_s: int | None = None) -> Response:

@@ -57,7 +57,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._connections: set[object] = server_state.connections  # type: ignore[assignment]
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._wire = ServerProtocol(
+        self.wire = ServerProtocol(
             select_subprotocol=lambda _, offered: select_subprotocol(offered),  # type: ignore[arg-type,return-value]
             max_size=2 * entrance.limits.max_message_bytes,
             logger=_WIRE_LOG,
@@ -80,8 +80,8 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def try_send(self, frame: bytes) -> None:
         """Sends one text frame now; does nothing once the connection is closing."""
-        if self._wire.state is State.OPEN and not self._transport.is_closing():
-            self._wire.send_text(frame)
+        if self.wire.state is State.OPEN and not self._transport.is_closing():
+            self.wire.send_text(frame)
             self._flush()
 
     @property
@@ -91,8 +91,8 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Sends a close frame after what was sent, and cuts the connection if the client does not follow in time."""
-        if self._wire.state is State.OPEN and not self._transport.is_closing():
-            self._wire.send_close(code, _shortened(reason))
+        if self.wire.state is State.OPEN and not self._transport.is_closing():
+            self.wire.send_close(code, _shortened(reason))
             self._flush()
 
     # --- called by uvicorn and asyncio -----------------------------------------------------------------------------
@@ -109,15 +109,15 @@ class WebSocketProtocol(asyncio.Protocol):
         self._heard = True
         if self._door is not None:
             self._incomplete_bytes += len(data)
-        self._wire.receive_data(data)
-        for event in self._wire.events_received():
+        self.wire.receive_data(data)
+        for event in self.wire.events_received():
             if isinstance(event, Request):
                 self._open(event)
             elif isinstance(event, Frame):
                 self._on_frame(event)
         hello_awaited = self._door is not None and not self._door.accepted
         if hello_awaited and self._incomplete_bytes > 2 * MAX_HELLO_BYTES and not self._closing:
-            self._wire.fail(CloseCode.TOO_BIG, "the first message is too large")
+            self.wire.fail(CloseCode.TOO_BIG, "the first message is too large")
         self._flush()
 
     def eof_received(self) -> None:
@@ -179,11 +179,11 @@ class WebSocketProtocol(asyncio.Protocol):
         if refusal is None and needed is None:
             refusal = Refusal(404, "no WebSocket here; it is at /v1/ws")
         if refusal is not None:
-            response = self._wire.reject(refusal.status, refusal.message + "\n")
+            response = self.wire.reject(refusal.status, refusal.message + "\n")
         else:
-            response = self._wire.accept(request)
-        self._wire.send_response(response)
-        if needed is None or self._wire.state is not State.OPEN:
+            response = self.wire.accept(request)
+        self.wire.send_response(response)
+        if needed is None or self.wire.state is not State.OPEN:
             return
 
         def identify(hello_auth: str | None) -> Identity | Denied:
@@ -251,18 +251,18 @@ class WebSocketProtocol(asyncio.Protocol):
             self.close(CloseCode.HEARTBEAT, "no sign of life")
             return
         self._heard, self._pinged, self._taken_bytes = False, True, taken_bytes
-        self._wire.send_ping(b"")
+        self.wire.send_ping(b"")
         self._flush()
         self._arm(self._entrance.server.heartbeat_s, self._beat)
 
     def _flush(self) -> None:
         """Writes what the framing has to say, and ends the connection when it says so."""
-        for data in self._wire.data_to_send():
+        for data in self.wire.data_to_send():
             if data:
                 self._write(data)
             else:
                 self._end()
-        if self._wire.close_expected():
+        if self.wire.close_expected():
             self._linger(CLOSE_TIMEOUT_S)
 
     def _end(self) -> None:
@@ -271,7 +271,7 @@ class WebSocketProtocol(asyncio.Protocol):
         What a failed client is still sending must be read: closing on unread data resets the connection, and the reset
         overtakes the close frame that tells why.
         """
-        still_sending = self._wire.state is not State.CONNECTING and self._wire.close_rcvd is None
+        still_sending = self.wire.state is not State.CONNECTING and self.wire.close_rcvd is None
         if still_sending and self._transport.can_write_eof():
             self._transport.write_eof()
         else:

@@ -1,0 +1,60 @@
+"""Servers for the tests of this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from llmws.config import LimitsSection, ServerSection
+from llmws.server import listen
+from llmws.server.ports import Identity
+from tests.integration.server.harness import TIMEOUT_S, TOKEN, EchoSessions, Running, Serve
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts servers; stops them after the test and sees that they leave nothing behind."""
+    running: list[Running] = []
+
+    async def start(
+        *, server: ServerSection | None = None, limits: LimitsSection | None = None, auth: bool = True
+    ) -> Running:
+        sessions = EchoSessions()
+
+        def authenticate(token: str | None) -> Identity | None:
+            return Identity("local", "admin") if token == TOKEN or not auth else None
+
+        door = listen.Server(
+            listener=listen.bind("127.0.0.1", 0),
+            sessions=sessions,
+            authenticate=authenticate,
+            server=server or ServerSection(),
+            limits=limits or LimitsSection(),
+        )
+        task = asyncio.create_task(door.run())
+        async with asyncio.timeout(TIMEOUT_S):
+            await door.started.wait()
+        running.append(Running(door, sessions, task, []))
+        return running[-1]
+
+    yield start
+    for one in running:
+        for client in one.clients:
+            client.writer.transport.abort()
+        one.server.stop()
+    for one in running:
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.timeout(TIMEOUT_S):
+                await one.task
+        attached = sorted(call[1:2] for call in one.sessions.calls if call[0] == "attach")
+        detached = sorted(call[1:2] for call in one.sessions.calls if call[0] == "detach")
+        assert detached == attached
+
+
+@pytest.fixture
+async def running(serve: Serve) -> Running:
+    """One server with the default limits."""
+    return await serve()
