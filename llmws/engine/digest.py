@@ -6,13 +6,10 @@ Knows no engine and reads no weights. Invariant: the same files give the same di
 from __future__ import annotations
 
 import hashlib
-import struct
 from pathlib import Path
 
+from llmws.engine.weights import header
 from llmws.errors import ModelInvalidError
-
-_MAX_HEADER_BYTES = 100_000_000
-"""Largest header that is read. Source: the limit of the safetensors library."""
 
 _SAMPLE_BLOCKS = 16
 _SAMPLE_BLOCK_BYTES = 4096
@@ -60,25 +57,6 @@ def tokenizer_digest(folder: Path) -> str:
     for path in sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)}):
         _add(digest, path.name.encode(), path.read_bytes())
     return digest.hexdigest()
-
-
-def header(path: Path) -> bytes:
-    """The JSON header of a safetensors file.
-
-    Source: the safetensors format: 8 bytes little-endian length, then that many bytes of JSON.
-
-    Raises:
-        ModelInvalidError: the file does not begin with such a header.
-    """
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= _MAX_HEADER_BYTES:
-            raise ModelInvalidError(f"{path.name} is not a safetensors file")
-        data = file.read(length)
-    if len(data) != length:
-        raise ModelInvalidError(f"{path.name} is cut short")
-    return data
 
 
 def _sample(path: Path, start: int, size: int) -> list[bytes]:

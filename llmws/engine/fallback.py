@@ -1,0 +1,324 @@
+"""Any causal language model of transformers as a `Runner`: one stream at a time over a cache of its own.
+
+Slower than a batch, but right for every architecture: the calls that are made are those of `generate()`, and greedy
+output equals its output. Invariant: a stream's error leaves every other stream as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import gc
+import inspect
+import logging
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from tokenizers import Tokenizer
+
+from llmws.engine.memory import Footprint, Plan
+from llmws.engine.runner import DeviceLostError, Token
+from llmws.engine.sampler import Sampler
+from llmws.engine_api import GenerationRequest, ModelInfo
+from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError, ModelOutOfMemoryError, PromptError
+from llmws.protocol import ErrorCode
+
+log = logging.getLogger(__name__)
+
+PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
+"""Prompt tokens that a step takes: enough to keep the device busy, few enough that cancels and others wait briefly."""
+
+_CACHES = ("past_key_values", "cache_params", "state")
+"""Where models put what they remember; it goes in under the name it comes out. Source: `generate()`."""
+
+
+class Network(Protocol):
+    """What is used of a transformers causal language model."""
+
+    config: Any
+    generation_config: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, **inputs: object) -> Mapping[str, Any]:
+        """One forward; what comes out has at least `logits`."""
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **inputs: object) -> dict[str, Any]:
+        """The inputs of the next forward, as this model wants them."""
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """Of a torch module."""
+
+    def buffers(self) -> Iterator[torch.Tensor]:
+        """Of a torch module."""
+
+
+class Increments(enum.Enum):
+    """How a model can go on from its cache."""
+
+    CHUNKS = "chunks"
+    """Any number of tokens at a time."""
+    TOKENS = "tokens"
+    """One token at a time, after a first forward over the whole prompt (scans that cannot start midway)."""
+    NONE = "none"
+    """Not at all: every token takes a forward over everything."""
+
+
+class Context:
+    """The ids of one stream, and what the model remembers of them.
+
+    Args:
+        model: a transformers causal language model.
+        ids: known from the start.
+        room: ids that may be appended.
+        use_cache: whether the model remembers anything.
+    """
+
+    def __init__(self, model: Network, ids: Sequence[int], *, room: int = 0, use_cache: bool = True) -> None:
+        self._model = model
+        self._use_cache = use_cache
+        self._ids = torch.empty((1, len(ids) + room), dtype=torch.int64, device=model.device)
+        self._ids[0, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        self._extra = {"logits_to_keep": 1} if _keeps_logits(type(model)) else {}
+        self.caches: dict[str, Any] = {}
+        self.length = len(ids)
+        self.done = 0
+
+    def append(self, token_id: int) -> None:
+        """Adds an id."""
+        self._ids[0, self.length] = token_id
+        self.length += 1
+
+    @torch.inference_mode()
+    def forward(self, end: int) -> torch.Tensor:
+        """Feeds the ids from `done` up to `end`; returns the logits after the last of them, float32 [vocabulary]."""
+        start = self.done if self._use_cache else 0
+        inputs = self._model.prepare_inputs_for_generation(
+            self._ids[:, :end],
+            next_sequence_length=end - start,
+            is_first_iteration=start == 0,
+            use_cache=self._use_cache,
+            **self.caches,
+            **self._extra,
+        )
+        outputs = self._model(**inputs, return_dict=True)
+        if self._use_cache:
+            self.caches = {name: outputs[name] for name in _CACHES if outputs.get(name) is not None}
+        self.done = end
+        logits: torch.Tensor = outputs["logits"][0, -1].float()
+        return logits
+
+    def cache_bytes(self) -> int:
+        """Memory that the caches hold now."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self.caches)}
+        return sum(storages.values())
+
+
+def find_increments(model: Network, vocabulary: int) -> Increments:
+    """Tries what the model can do, on a dozen tokens: the logits of one forward against those of several."""
+    ids = [(7919 * i + 13) % vocabulary for i in range(12)]
+    whole = Context(model, ids, use_cache=False).forward(len(ids))
+    # Rounding stays far below these, a wrong state far above.
+    tolerance = 0.01 if model.dtype == torch.float32 else 0.1
+
+    def agrees(*ends: int) -> bool:
+        context = Context(model, ids)
+        try:
+            for end in ends:
+                logits = context.forward(end)
+        except Exception:  # noqa: BLE001 - a model may refuse in any way; then it cannot do it
+            return False
+        return bool(context.caches) and _alike(logits, whole, tolerance=tolerance)
+
+    if agrees(5, 11, 12):
+        return Increments.CHUNKS
+    return Increments.TOKENS if agrees(11, 12) else Increments.NONE
+
+
+class _Stream:
+    """One request on its way through the model."""
+
+    def __init__(
+        self, model: Network, request: GenerationRequest, *, vocabulary: int, chunk: int, increments: Increments
+    ) -> None:
+        emitted = request.emitted_ids
+        self._context = Context(
+            model,
+            (*request.prompt_ids, *emitted),
+            room=request.max_new_tokens - len(emitted),
+            use_cache=increments is not Increments.NONE,
+        )
+        self._sampler = Sampler(
+            request.sampling, prompt_ids=request.prompt_ids, emitted_ids=emitted, vocabulary=vocabulary
+        )
+        self._chunk = chunk
+        # A stream that is continued takes the same forwards as one that was not, as far as it can: the prompt in the
+        # same parts, and the last id alone. Other sums of the same numbers would differ in their last bits.
+        self._ends: tuple[int, ...] = ()
+        if emitted and increments is not Increments.NONE:
+            self._ends = (self._context.length - 1,)
+        if emitted and increments is Increments.CHUNKS:
+            self._ends = (len(request.prompt_ids), *self._ends)
+
+    def step(self) -> Token | None:
+        """One forward: a part of the prompt, or the next token."""
+        context = self._context
+        end = min((end for end in self._ends if end > context.done), default=context.length)
+        end = min(end, context.done + self._chunk)
+        logits = context.forward(end)
+        if end < context.length:
+            return None
+        token = self._sampler.choose(logits)
+        context.append(token.id)
+        return token
+
+
+class FallbackRunner:
+    """A loaded model; see `Runner`.
+
+    Args:
+        model: a transformers causal language model, in evaluation mode.
+        tokenizer: of the model.
+        info: what it promises.
+        eos_ids: end a completion.
+        footprint: of a stream.
+        plan: what memory allows.
+        increments: how the model goes on from its cache.
+        held_bytes: of the weights.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        tokenizer: Tokenizer,
+        *,
+        info: ModelInfo,
+        eos_ids: frozenset[int],
+        footprint: Footprint,
+        plan: Plan,
+        increments: Increments,
+        held_bytes: int,
+    ) -> None:
+        self.info = info
+        self.eos_ids = eos_ids
+        self.held_bytes = held_bytes
+        self._model = model
+        self._tokenizer = tokenizer
+        self._footprint = footprint
+        self._plan = plan
+        self._increments = increments
+        self._vocabulary = vocabulary(model)
+        self._streams: dict[str, _Stream] = {}
+        self._reserved_bytes: dict[str, int] = {}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Runner.decode`."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def has_room(self, request: GenerationRequest) -> bool:
+        """See `Runner.has_room`."""
+        return self._cache_bytes(request) + sum(self._reserved_bytes.values()) <= self._plan.pool_bytes
+
+    def start(self, request: GenerationRequest) -> None:
+        """See `Runner.start`."""
+        if not request.prompt_ids:
+            raise BadRequestError("the prompt has no tokens")
+        # On CUDA an id beyond the embedding is an assertion in a kernel, which ends every stream of the process.
+        if (largest := max(request.prompt_ids + request.emitted_ids)) >= self._vocabulary:
+            raise BadRequestError(f"there is no token {largest}; the model has {self._vocabulary}")
+        total = len(request.prompt_ids) + request.max_new_tokens
+        if total > self.info.max_context:
+            message = f"prompt and answer take up to {total} tokens; the model takes {self.info.max_context}"
+            raise PromptError(ErrorCode.CONTEXT_TOO_LONG, message)
+        with _as_own_errors():
+            self._streams[request.key] = _Stream(
+                self._model,
+                request,
+                vocabulary=self._vocabulary,
+                chunk=self._footprint.chunk,
+                increments=self._increments,
+            )
+        self._reserved_bytes[request.key] = self._cache_bytes(request)
+
+    def step(self, keys: Sequence[str]) -> Mapping[str, Token | LlmwsError]:
+        """See `Runner.step`."""
+        outcomes: dict[str, Token | LlmwsError] = {}
+        for key in keys:
+            try:
+                with _as_own_errors():
+                    token = self._streams[key].step()
+            except LlmwsError as error:
+                outcomes[key] = error
+            else:
+                if token is not None:
+                    outcomes[key] = token
+        return outcomes
+
+    def free(self, key: str) -> None:
+        """See `Runner.free`."""
+        self._streams.pop(key, None)
+        self._reserved_bytes.pop(key, None)
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        self._streams.clear()
+        self._reserved_bytes.clear()
+        del self._model
+        gc.collect()  # modules and their hooks refer to one another
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _cache_bytes(self, request: GenerationRequest) -> int:
+        return self._footprint.cache_bytes(len(request.prompt_ids) + request.max_new_tokens)
+
+
+def vocabulary(model: Network) -> int:
+    """How many tokens the model has."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+@contextlib.contextmanager
+def _as_own_errors() -> Iterator[None]:
+    """Turns what torch and a model raise into errors with a code, and a dead device into `DeviceLostError`."""
+    try:
+        yield
+    except (LlmwsError, DeviceLostError):
+        raise
+    except torch.AcceleratorError as error:
+        raise DeviceLostError(str(error)) from error
+    except (torch.OutOfMemoryError, MemoryError):
+        raise ModelOutOfMemoryError("there is not enough memory for this request") from None
+    except Exception as error:
+        # On CPU torch has no type of its own for it.
+        if isinstance(error, RuntimeError) and "allocate memory" in str(error):
+            raise ModelOutOfMemoryError("there is not enough memory for this request") from None
+        log.exception("a request failed in the model")
+        raise ModelInvalidError("the model failed on this request") from None
+
+
+@functools.cache
+def _keeps_logits(model_class: Hashable) -> bool:
+    """Whether the model can leave out the logits of all positions but the last."""
+    return "logits_to_keep" in inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor, *, tolerance: float) -> bool:
+    """Whether logits differ by no more than rounding does. What all of them share, softmax does not see."""
+    one, other = one - one.mean(), other - other.mean()
+    return bool((one - other).norm() <= tolerance * other.norm())
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """The tensors inside a cache, whatever it is made of."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))

@@ -1,0 +1,263 @@
+"""From a model's folder to a runner.
+
+Owns what is read and trusted. Knows no requests. Invariant: nothing but safetensors and JSON is read, no code from the
+folder is run, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import transformers
+from tokenizers import Tokenizer
+from transformers.utils.logging import set_tqdm_hook
+
+from llmws.config import LimitsSection, OptimizationSection
+from llmws.engine import memory
+from llmws.engine.devices import device_memory, placement, target
+from llmws.engine.digest import model_digest, tokenizer_digest
+from llmws.engine.fallback import (
+    PREFILL_TOKENS,
+    Context,
+    FallbackRunner,
+    Increments,
+    Network,
+    find_increments,
+    vocabulary,
+)
+from llmws.engine.runner import Progress
+from llmws.engine.sampler import SAMPLER_VERSION
+from llmws.engine.weights import tensor_bytes, weights_bytes
+from llmws.engine_api import ModelInfo, ModelRef
+from llmws.errors import ModelInvalidError
+
+log = logging.getLogger(__name__)
+
+MAX_RUNNING = 4
+"""Streams at once unless the operator sets a number: they are stepped one after another, so each one more slows all."""
+
+_REPORT_BYTES = 2**24
+"""Weights between two reports of progress, at least."""
+
+_SAMPLE_TOKENS = 32
+"""Tokens of the forward that is measured on CPU."""
+
+
+class FallbackLoader:
+    """A `Loader` of any transformers causal language model.
+
+    Args:
+        optimization: device, dtype, threads and the share of memory to use.
+        limits: bounds on context and on requests at once.
+    """
+
+    def __init__(self, optimization: OptimizationSection, limits: LimitsSection) -> None:
+        self._optimization = optimization
+        self._limits = limits
+
+    def fits(self, model: ModelRef) -> bool:
+        """See `Loader.fits`."""
+        devices, dtype = target(self._optimization)
+        needed = weights_bytes(Path(model.location), dtype_bytes=dtype.itemsize)
+        return needed <= sum(device_memory(device)[1] for device in devices)
+
+    def load(self, model: ModelRef, *, progress: Progress, reclaimable_bytes: int) -> FallbackRunner:
+        """See `Loader.load`."""
+        devices, dtype = target(self._optimization)
+        folder = Path(model.location)
+        log.info("loading %s in %s", model.name, dtype)
+        check_folder(folder)
+        tokenizer = _read_tokenizer(folder)
+        free_bytes = {device: device_memory(device)[1] for device in devices}
+        where = placement(weights_bytes(folder, dtype_bytes=dtype.itemsize), free_bytes)
+        with _reporting(folder, progress):
+            network = _read_network(folder, dtype, where)
+        return self._runner(model, network, tokenizer, reclaimable_bytes)
+
+    def _runner(
+        self, model: ModelRef, network: Network, tokenizer: Tokenizer, reclaimable_bytes: int
+    ) -> FallbackRunner:
+        """Tries the model out, measures it, and decides what it can promise."""
+        increments = find_increments(network, vocabulary(network))
+        footprint = _measured_footprint(network, increments)
+        held = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+        readings = [device_memory(device) for device in {tensor.device for tensor in network.parameters()}]
+        plan = memory.plan(
+            footprint,
+            budget_bytes=memory.budget(
+                total_bytes=sum(total for total, _ in readings),
+                free_bytes=sum(free for _, free in readings) + held + reclaimable_bytes,
+                utilization=self._optimization.memory_utilization,
+                weights_bytes=held,
+            ),
+            positions=memory.positions(_config(network)),
+            limit=self._limits.max_context,
+        )
+        folder = Path(model.location)
+        info = ModelInfo(
+            ref=model,
+            digest=model_digest(folder),
+            tokenizer_digest=tokenizer_digest(folder),
+            engine=f"fallback/{SAMPLER_VERSION}",
+            device=str(network.device),
+            dtype=str(network.dtype).removeprefix("torch."),
+            max_context=plan.max_context,
+            max_running=self._limits.max_running or MAX_RUNNING,
+            flash_attention=str(network.config._attn_implementation).startswith("flash"),
+        )
+        log.info("%s: %s, continues by %s, context %d", model.name, info.device, increments.value, info.max_context)
+        return FallbackRunner(
+            network,
+            tokenizer,
+            info=info,
+            eos_ids=_eos_ids(network),
+            footprint=footprint,
+            plan=plan,
+            increments=increments,
+            held_bytes=held,
+        )
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path) -> None:
+    """Says what is wrong with a model before anything large is read.
+
+    Raises:
+        ModelInvalidError: and why.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        model_type = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelInvalidError("there is no config.json that names a model_type") from None
+    if model_type not in transformers.CONFIG_MAPPING:
+        why = "it needs code of its own, which is never run" if "auto_map" in config else "its type is not known"
+        raise ModelInvalidError(f"transformers {transformers.__version__} has no model type {model_type!r}: {why}")
+    if transformers.CONFIG_MAPPING[model_type] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelInvalidError(f"models of type {model_type!r} are not causal language models")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelInvalidError("there are no .safetensors files; pickled weights are never read")
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # the library raises plain Exception
+        log.exception("%s/tokenizer.json", folder)
+        raise ModelInvalidError("there is no tokenizer.json that can be read") from None
+
+
+def _read_network(folder: Path, dtype: torch.dtype, where: dict[str, Any]) -> Network:
+    """The model, in evaluation mode and with every weight from the files."""
+    gc.collect()  # what a failed load left in a cycle
+    network: Any
+    found: Mapping[str, Any]
+    network, found = transformers.AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        **where,
+    )
+    # transformers would fill them with random numbers and go on.
+    if missing := sorted((*found["missing_keys"], *(str(key) for key in found["mismatched_keys"]))):
+        raise ModelInvalidError(f"the files lack {len(missing)} weights, among them {missing[0]}")
+    network.eval()
+    kept: Network = network
+    return kept
+
+
+@contextlib.contextmanager
+def _reporting(folder: Path, progress: Progress) -> Iterator[None]:
+    """Reports the bytes of the weights while transformers loads them: it walks over them in a progress bar."""
+    sizes = {name: size for name, (_, size) in tensor_bytes(folder).items()}
+    total = sum(sizes.values())
+
+    def counted(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        done = reported = 0
+        for name, item in items:
+            yield name, item
+            # Weights that are renamed on the way count when everything is there.
+            done += sizes.get(name, 0)
+            if done - reported >= max(_REPORT_BYTES, total // 100):
+                progress(done, total)
+                reported = done
+
+    def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        return counted(args[0]) if kwargs.get("desc") == "Loading weights" else factory(*args, **kwargs)
+
+    progress(0, total)
+    previous = set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(previous)
+    progress(total, total)
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+
+def _config(network: Network) -> memory.Config:
+    """The configuration, with what its class computes."""
+    config = network.config.get_text_config()
+    layer_types = getattr(config, "layer_types", None)
+    return {**config.to_dict(), **({"layer_types": list(layer_types)} if layer_types else {})}
+
+
+def _eos_ids(network: Network) -> frozenset[int]:
+    """All ids that end a completion, wherever the model's files name them."""
+    ids: set[int] = set()
+    for config in (network.generation_config, network.config, network.config.get_text_config()):
+        named = getattr(config, "eos_token_id", None)
+        ids.update([named] if isinstance(named, int) else named or ())
+    return frozenset(ids)
+
+
+def _measured_footprint(network: Network, increments: Increments) -> memory.Footprint:
+    """The estimate, corrected upwards where a real forward holds more."""
+    config = _config(network)
+    in_chunks = increments is Increments.CHUNKS
+    chunk = PREFILL_TOKENS[network.device.type] if in_chunks else memory.UNBOUNDED_CONTEXT
+    try:
+        layers = () if increments is Increments.NONE else memory.cache_layers(config)
+    except ModelInvalidError:
+        layers = ()
+    cuda = network.device.type == "cuda"
+    count = min(PREFILL_TOKENS["cuda"] if cuda else _SAMPLE_TOKENS, memory.positions(config) or _SAMPLE_TOKENS)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    context = Context(network, [i % vocabulary(network) for i in range(count)])
+    context.forward(count)
+    held = context.cache_bytes()
+    peak = torch.cuda.max_memory_allocated() - before - held if cuda else 0
+    dtype_bytes = network.dtype.itemsize
+    if not layers:
+        layers = (memory.Layer(token_values=math.ceil(held / count / dtype_bytes)),)
+    estimate = memory.footprint(
+        config,
+        layers=layers,
+        dtype_bytes=dtype_bytes,
+        chunk=chunk,
+        eager=network.config._attn_implementation == "eager",
+    )
+    predicted = sum(layer.cache_bytes(dtype_bytes=dtype_bytes, context=count, chunk=count) for layer in layers)
+    return msgspec.structs.replace(
+        estimate,
+        scale=max(1.0, held / max(predicted, 1)),
+        token_values=max(estimate.token_values, math.ceil(peak / count / dtype_bytes)),
+    )

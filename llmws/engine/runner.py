@@ -1,0 +1,96 @@
+"""What the worker needs of a loaded model, and of whatever loads one.
+
+Knows no implementation and imports no torch: a scripted runner in a test, the fallback tier and a batched tier look the
+same from the worker. Invariant: only the worker's thread calls these methods, so none of them needs a lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from llmws.engine_api import GenerationRequest, ModelInfo, ModelRef
+from llmws.errors import LlmwsError
+from llmws.protocol.messages import TokenLogprob
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes read, total bytes). May raise to stop the load."""
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A sampled token, with log-probabilities where they were asked for."""
+
+    id: int
+    logprob: TokenLogprob | None = None
+
+
+class DeviceLostError(Exception):
+    """The device can do nothing more in this process; every stream on it must be continued by another one."""
+
+
+class Runner(Protocol):
+    """One loaded model and the streams on it.
+
+    Attributes:
+        info: what it promises.
+        eos_ids: end a completion.
+        held_bytes: device memory that `close` gives back.
+    """
+
+    info: ModelInfo
+    eos_ids: frozenset[int]
+    held_bytes: int
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `text.Decode`."""
+
+    def has_room(self, request: GenerationRequest) -> bool:
+        """Whether the request's whole context fits into memory beside the streams that are on.
+
+        Where it says no it says yes later: alone, any request that `start` takes has room.
+        """
+
+    def start(self, request: GenerationRequest) -> None:
+        """Takes on a stream and reserves its memory. The work is left to `step`.
+
+        Raises:
+            LlmwsError: this model cannot serve the request; nothing is kept of it.
+        """
+
+    def step(self, keys: Sequence[str]) -> Mapping[str, Token | LlmwsError]:
+        """One step of bounded work for each of these streams: a part of its prompt, or one token.
+
+        Returns:
+            the token that a stream got, or why the stream, and only that one, cannot go on. Nothing for a stream that
+            is still in its prompt.
+
+        Raises:
+            DeviceLostError: see there.
+        """
+
+    def free(self, key: str) -> None:
+        """Forgets a stream and gives its memory back. Unknown keys are ignored."""
+
+    def close(self) -> None:
+        """Unloads the model. The runner cannot be used any more."""
+
+
+class Loader(Protocol):
+    """Makes runners out of folders."""
+
+    def fits(self, model: ModelRef) -> bool:
+        """Whether the model's weights fit into memory beside everything that is in it now."""
+
+    def load(self, model: ModelRef, *, progress: Progress, reclaimable_bytes: int) -> Runner:
+        """Loads a model.
+
+        Args:
+            model: where it lies.
+            progress: is told of the bytes read.
+            reclaimable_bytes: memory that will be given back before the runner's first stream starts: the old model's.
+
+        Raises:
+            LlmwsError: it cannot be served, and why.
+        """

@@ -1,0 +1,56 @@
+"""What safetensors files say about themselves.
+
+Knows no model and reads no weights: a header of some kilobytes lists every tensor's name, type, shape and place.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from llmws.errors import ModelInvalidError
+
+_MAX_HEADER_BYTES = 100_000_000
+"""Largest header that is read. Source: the limit of the safetensors library."""
+
+_FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Types that become the model's dtype on loading; the others (quantised weights) stay as they are."""
+
+
+def header(path: Path) -> bytes:
+    """The JSON header of a safetensors file.
+
+    Source: the safetensors format: 8 bytes little-endian length, then that many bytes of JSON.
+
+    Raises:
+        ModelInvalidError: the file does not begin with such a header.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= _MAX_HEADER_BYTES:
+            raise ModelInvalidError(f"{path.name} is not a safetensors file")
+        data = file.read(length)
+    if len(data) != length:
+        raise ModelInvalidError(f"{path.name} is cut short")
+    return data
+
+
+def tensor_bytes(folder: Path) -> dict[str, tuple[str, int]]:
+    """(type, bytes in the file) of every tensor of the model, by name."""
+    tensors: dict[str, tuple[str, int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in json.loads(header(path)).items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                tensors[name] = str(entry["dtype"]), end - start
+    return tensors
+
+
+def weights_bytes(folder: Path, *, dtype_bytes: int) -> int:
+    """Memory that the weights will take in a dtype of that size. Reads headers only."""
+    return sum(
+        size * dtype_bytes // _FLOAT_BYTES[kind] if kind in _FLOAT_BYTES else size
+        for kind, size in tensor_bytes(folder).values()
+    )
