@@ -38,7 +38,7 @@ def auto_select(models: Sequence[ModelRef], *, preferred: str | None, last: str 
         wanted = find(models, preferred)
         if wanted is None:
             names = ", ".join(model.name for model in models) or "none"
-            raise ModelNotFoundError(f"there is no model {printable(preferred)!r}; found: {names}")
+            raise ModelNotFoundError(f"there is no model '{printable(preferred)}'; found: {names}")
         return wanted
     if last is not None and (previous := find(models, last)) is not None:
         return previous

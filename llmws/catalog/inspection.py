@@ -142,7 +142,7 @@ def _check_key(key: str, value: object) -> None:
         if value is not None and not (isinstance(value, str) and _BUILT_IN_IMPLEMENTATION.fullmatch(value)):
             raise ModelInvalidError(f"config.json asks for custom code ({key})")
     elif key.startswith("_") and (key not in _HARMLESS or isinstance(value, (dict, list))):
-        raise ModelInvalidError(f"config.json has the private key {printable(key[:64])!r}")
+        raise ModelInvalidError(f"config.json has the private key '{printable(key[:64])}'")
 
 
 def _check_header(path: Path) -> None:
@@ -161,6 +161,6 @@ def _check_index(path: Path, shards: set[str]) -> None:
         raise ModelInvalidError(f"{printable(path.name)} is not an index") from None
     for name in sorted(set(index.weight_map.values())):
         if not _SHARD.fullmatch(name):
-            raise ModelInvalidError(f"{printable(path.name)} names {printable(name[:64])!r}, not a plain file name")
+            raise ModelInvalidError(f"{printable(path.name)} names '{printable(name[:64])}', not a plain file name")
         if name not in shards:
             raise ModelInvalidError(f"{name} is missing")

@@ -53,14 +53,11 @@ def tokenize(turns: Sequence[Turn], model: ModelText) -> list[int]:
 
 
 def _fitted(job: PromptJob, model: ModelText) -> tuple[list[int], int]:
-    """The ids, and how many turns were dropped so that `reserve` tokens are left or only the last exchange is.
-
-    The reserve counts up to half of the context: who asks for a very long answer wants the conversation too.
-    """
+    """The ids, and how many turns were dropped so that `reserve` tokens are left or only the last exchange is."""
     head, exchanges = _split(job.turns)
     first = _first_within(exchanges, MAX_CONTENT_CHARS - _chars(head)) if job.droppable else 0
     _check_chars(head, exchanges[first:])
-    room = job.max_context - min(job.reserve, job.max_context // 2)
+    room = job.max_context - job.reserve
     fitting: dict[int, list[int]] = {}
 
     def ids_from(start: int) -> list[int]:

@@ -38,7 +38,7 @@ MAX_STEPS: Final = 1_000_000
 """Loop steps and calls of one rendering: 4,096 messages at 200 each, in about a second."""
 
 MAX_INT_BITS: Final = 4096
-"""Widest integer that `*` and `**` may make; `9**9**9` would not return within a lifetime."""
+"""Widest integer that `*` and `**` may make; `9**999999999` takes minutes and all memory."""
 
 _MAX_MESSAGE_CHARS: Final = 300
 

@@ -17,14 +17,11 @@ from llmws.protocol.codes import ErrorCode
 MAX_DEPTH: Final = 32
 """Deepest nesting taken. msgspec and the stdlib recurse once a level, so an unbounded frame exhausts the stack."""
 
-_CLIENT_TYPES: Final[dict[str, type[m.Message]]] = {
-    t.__struct_config__.tag: t  # type: ignore[misc]
-    for t in m.ClientMessage.__args__
-}
+_CLIENT_TYPES: Final[dict[str, type[m.Message]]] = {t.__struct_config__.tag: t for t in m.ClientMessage.__args__}
 _DECODERS: Final = {tag: msgspec.json.Decoder(t) for tag, t in _CLIENT_TYPES.items()}
 _SERVER_DECODER: Final = msgspec.json.Decoder(m.ServerMessage)
 _ENCODER: Final = msgspec.json.Encoder()
-_PATH: Final = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`")
+_PATH: Final = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`")
 
 
 class FrameError(Exception):
@@ -69,12 +66,15 @@ _REQUEST_HEAD: Final = msgspec.json.Decoder(_RequestHead)
 
 
 def encode(message: m.Message) -> bytes:
-    """The message as one UTF-8 JSON object. Raises ValueError on a non-finite float (a bug in the caller)."""
+    """The message as one UTF-8 JSON object; a non-finite float becomes null, as JSON has none."""
     return _ENCODER.encode(message)
 
 
 def decode(frame: str | bytes, *, first: bool = False) -> m.ClientMessage:
     """Decodes one frame from a client.
+
+    Of a field that comes twice the last value counts, but every one of them must be valid; two different `type`s are
+    refused. Unknown fields are skipped, once they are known to be JSON.
 
     Args:
         frame: the text of the frame; `bytes` are a binary frame's and are refused.
@@ -89,7 +89,7 @@ def decode(frame: str | bytes, *, first: bool = False) -> m.ClientMessage:
         data = frame.encode()
     except UnicodeEncodeError:
         raise FrameError(ErrorCode.BAD_MESSAGE, "the frame is not valid UTF-8") from None
-    if _depth(data) > MAX_DEPTH:
+    if _too_deep(data):
         raise FrameError(ErrorCode.BAD_MESSAGE, f"the frame is nested deeper than {MAX_DEPTH} levels")
     try:
         head = _HEAD.decode(data)
@@ -107,7 +107,7 @@ def decode(frame: str | bytes, *, first: bool = False) -> m.ClientMessage:
         raise FrameError(ErrorCode.UNKNOWN_TYPE, f"unknown message type {tag[:64]!r}")
     try:
         return decoder.decode(data)  # type: ignore[return-value]
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise _refusal(tag, data, str(error)) from None
 
 
@@ -117,7 +117,8 @@ def decode_server(frame: str | bytes) -> m.ServerMessage:
     Raises:
         msgspec.ValidationError: on an unknown type or a wrong shape.
     """
-    return _SERVER_DECODER.decode(frame)
+    message: m.ServerMessage = _SERVER_DECODER.decode(frame)
+    return message
 
 
 def _refusal(tag: str, data: bytes, text: str) -> FrameError:
@@ -128,7 +129,7 @@ def _refusal(tag: str, data: bytes, text: str) -> FrameError:
         field = missing.group(1)
     try:
         request_id = _REQUEST_HEAD.decode(data).request_id
-    except msgspec.ValidationError:
+    except msgspec.DecodeError:
         request_id = None
     code = ErrorCode.BAD_MESSAGE if tag == "hello" else ErrorCode.BAD_REQUEST
     return FrameError(code, _PATH.sub("", text), field=field or None, request_id=request_id)
@@ -141,19 +142,21 @@ def _with_type(data: bytes) -> bytes:
     return b'{"type":"hello"' + comma + body
 
 
-_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# Possessive, and content with a string that never ends: anything else takes quadratic time on `"` and many `\\"`.
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_TO_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def _depth(data: bytes) -> int:
-    """Deepest nesting of brackets outside strings, in one pass and without recursion."""
+def _too_deep(data: bytes) -> bool:
+    """Whether brackets outside strings nest deeper than `MAX_DEPTH`; linear, and without recursion itself.
+
+    Every round removes the innermost pairs, so what is left after `MAX_DEPTH` rounds is nested deeper, or was never
+    closed. Of text that is not JSON it may miss some of the depth, up to twice `MAX_DEPTH` in all.
+    """
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
-        return 0
-    depth = deepest = 0
-    for match in _STRING_OR_BRACKET.finditer(data):
-        token = match.group()
-        if token in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif token in b"]}":
-            depth -= 1
-    return deepest
+        return False
+    brackets = _STRING.sub(b"", data).translate(_TO_SQUARE, _NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    return b"[]" in brackets or brackets.count(b"[") > MAX_DEPTH

@@ -1,11 +1,11 @@
 """Every message of the wire protocol, version 1, as a typed value.
 
-Owns the shapes and the ranges of PROTOCOL.md; the tables there are generated from the types here.
-Knows nothing of sessions, sockets or engines. Invariant: a value that decodes is within range in every field, so no later
-code checks ranges again.
+Owns the shapes and the ranges of PROTOCOL.md; the tables there are generated from the types and docstrings here, which
+is why this is one long file. Knows nothing of sessions, sockets or engines. Invariant: a value that decodes is within
+range in every field, so no later code checks ranges again.
 
-Absent optional fields are `None` when received and are left out when sent; a message is an *event* of the session's story iff
-it carries both `seq` and `epoch`.
+Absent optional fields are `None` when received and are left out when sent; a message is an *event* of the session's
+story iff it carries both `seq` and `epoch`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,22 @@ class Sampling(Value, frozen=True, kw_only=True):
     """Sampling parameters of a request or a session; an absent field falls back to the next wider default.
 
     Source: names and meanings follow `transformers.GenerationConfig`; penalties on [-2, 2] follow the OpenAI API.
+
+    Attributes:
+        max_new_tokens: completion tokens at most; also bounded by what the prompt leaves of the context.
+        do_sample: false: always the likeliest token.
+        temperature: sharpness of the choice; 0 is the same as `do_sample: false`.
+        top_p: keep the likeliest tokens that together have this probability.
+        top_k: keep this many of the likeliest tokens; 0: all.
+        min_p: keep tokens at least this likely, relative to the likeliest.
+        repetition_penalty: above 1 makes tokens that came before, in prompt or answer, less likely.
+        frequency_penalty: subtracted for every time a token came in the answer.
+        presence_penalty: subtracted once for a token that came in the answer.
+        logit_bias: token id, as a string, to what is added to its logit.
+        seed: of the random choices; drawn by the server and stated in `start` when absent.
+        stop: one or several texts that end the answer; they are not part of it.
+        ignore_eos: goes on where the model would end.
+        logprobs: how many alternatives to report with every token; 0: the chosen token alone.
     """
 
     max_new_tokens: Annotated[int, Meta(ge=1, le=1_048_576)] | None = None
@@ -73,14 +89,25 @@ class Sampling(Value, frozen=True, kw_only=True):
 
 
 class Image(Value, frozen=True, kw_only=True):
-    """An inline image; neither URLs nor server paths are taken."""
+    """An inline image; neither URLs nor server paths are taken.
+
+    Attributes:
+        data: base64 in its canonical form.
+        mime: what the bytes are.
+    """
 
     data: str
     mime: Literal["image/png", "image/jpeg", "image/webp", "image/gif"]
 
 
 class Prompt(Value, frozen=True, kw_only=True):
-    """A user turn, with an optional system message that replaces the conversation's."""
+    """A user turn, with an optional system message that replaces the conversation's.
+
+    Attributes:
+        user: the user's text.
+        system: replaces the conversation's system message; empty: there is none from now on; absent: as before.
+        images: not taken by any model of this version.
+    """
 
     user: str = ""
     system: str | None = None
@@ -88,28 +115,48 @@ class Prompt(Value, frozen=True, kw_only=True):
 
 
 class ChatMessage(Value, frozen=True, kw_only=True):
-    """One turn of a conversation that the client supplies itself."""
+    """One turn of a conversation that the client supplies itself.
+
+    Attributes:
+        role: whose turn it is.
+        content: the text.
+    """
 
     role: Role
     content: str
 
 
 class Position(Value, frozen=True, kw_only=True):
-    """The last event that a client applied."""
+    """The last event that a client applied.
+
+    Attributes:
+        epoch: of that event.
+        last_seq: its `seq`; 0 before any.
+    """
 
     epoch: Seq
     last_seq: Seq
 
 
 class ClientInfo(Value, frozen=True, kw_only=True):
-    """What the client says it is; for logs and lists only."""
+    """What the client says it is; for logs and lists only.
+
+    Attributes:
+        name: the program.
+        version: its version.
+    """
 
     name: Label = ""
     version: Label = ""
 
 
 class RequestState(Value, frozen=True, kw_only=True):
-    """An open request, as `welcome` lists it."""
+    """An open request, as `welcome` lists it.
+
+    Attributes:
+        request_id: the request.
+        state: `queued` until its `start`.
+    """
 
     request_id: str
     state: Literal["queued", "running"]
@@ -119,6 +166,13 @@ class RequestSnapshot(Value, frozen=True, kw_only=True):
     """A request's whole state, for a client whose position could not be continued.
 
     `next_index` is the index of the first token that later events bring.
+
+    Attributes:
+        request_id: the request.
+        state: where it stands at `as_of`.
+        text: everything generated so far.
+        next_index: index of the first token that later events bring.
+        terminal: its `done` or `error`, when it has ended.
     """
 
     request_id: str
@@ -129,7 +183,14 @@ class RequestSnapshot(Value, frozen=True, kw_only=True):
 
 
 class Capabilities(Value, frozen=True, kw_only=True):
-    """What the server can do with the current model; `max_context` in tokens, absent without a model."""
+    """What the server can do with the current model; `max_context` in tokens, absent without a model.
+
+    Attributes:
+        vision: whether images are taken.
+        resume: whether a session can be resumed by position; always true here.
+        flash_attention: whether flash attention is in use.
+        max_context: tokens that a request may hold, prompt and completion together; absent without a model.
+    """
 
     vision: bool
     resume: bool
@@ -138,7 +199,13 @@ class Capabilities(Value, frozen=True, kw_only=True):
 
 
 class DeviceSummary(Value, frozen=True, kw_only=True):
-    """The compute device, in short; sizes in units of 1e9 bytes."""
+    """The compute device, in short; sizes in units of 1e9 bytes.
+
+    Attributes:
+        device: its name.
+        total_gb: memory in all.
+        free_gb: memory that is free.
+    """
 
     device: str
     total_gb: float
@@ -146,27 +213,47 @@ class DeviceSummary(Value, frozen=True, kw_only=True):
 
 
 class Limits(Value, frozen=True, kw_only=True):
-    """Limits that a client must respect."""
+    """Limits that a client must respect.
+
+    Attributes:
+        max_message_bytes: longest frame taken.
+        max_queue: requests of a session that may be open at once.
+    """
 
     max_message_bytes: int
     max_queue: int
 
 
 class Heartbeat(Value, frozen=True, kw_only=True):
-    """How often the server pings."""
+    """How often the server pings.
+
+    Attributes:
+        interval_s: seconds between WebSocket pings.
+    """
 
     interval_s: float
 
 
 class ServerInfo(Value, frozen=True, kw_only=True):
-    """Which server answers."""
+    """Which server answers.
+
+    Attributes:
+        node_id: names the server's installation.
+        version: of llmws.
+    """
 
     node_id: str
     version: str
 
 
 class Usage(Value, frozen=True, kw_only=True):
-    """Token counts of a finished request."""
+    """Token counts of a finished request.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens of the answer, the end-of-sequence token included.
+        cached_tokens: prompt tokens that did not have to be computed again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -174,7 +261,13 @@ class Usage(Value, frozen=True, kw_only=True):
 
 
 class Timing(Value, frozen=True, kw_only=True):
-    """Times of a finished request, measured by the process that finished it."""
+    """Times of a finished request, measured by the process that finished it.
+
+    Attributes:
+        queued_ms: from acceptance until it was given to the engine.
+        ttft_ms: from acceptance to the first token; null when none came.
+        tokens_per_s: from when it was given to the engine until its end; null when no token came.
+    """
 
     queued_ms: float
     ttft_ms: float | None
@@ -182,14 +275,25 @@ class Timing(Value, frozen=True, kw_only=True):
 
 
 class TopLogprob(Value, frozen=True, kw_only=True):
-    """One alternative at a position."""
+    """One alternative at a position.
+
+    Attributes:
+        id: the token.
+        logprob: its natural logarithm of the probability.
+    """
 
     id: int
     logprob: float
 
 
 class TokenLogprob(Value, frozen=True, kw_only=True):
-    """The sampled token's log-probability under the model, and the best alternatives."""
+    """The sampled token's log-probability under the model, and the best alternatives.
+
+    Attributes:
+        id: the token that was chosen.
+        logprob: natural logarithm of its probability, before temperature and filters.
+        top: the likeliest tokens, best first.
+    """
 
     id: int
     logprob: float
@@ -197,7 +301,17 @@ class TokenLogprob(Value, frozen=True, kw_only=True):
 
 
 class CudaResources(Value, frozen=True, kw_only=True):
-    """The GPU; `*_gb` in units of 1e9 bytes, utilization in percent (None where the driver does not say)."""
+    """The GPU; `*_gb` in units of 1e9 bytes, utilization in percent (None where the driver does not say).
+
+    Attributes:
+        device: the GPU's name.
+        total_gb: memory in all.
+        free_gb: memory that is free.
+        total_bytes: the same in bytes.
+        free_bytes: the same in bytes.
+        utilization: percent; null where the driver does not say.
+        compute_capability: such as `9.0`.
+    """
 
     device: str
     total_gb: float
@@ -209,7 +323,13 @@ class CudaResources(Value, frozen=True, kw_only=True):
 
 
 class ModelSummary(Value, frozen=True, kw_only=True):
-    """The model being served."""
+    """The model being served.
+
+    Attributes:
+        name: null when no model is loaded.
+        path: as in the list of models.
+        vision: whether images are taken.
+    """
 
     name: str | None
     path: str | None
@@ -217,7 +337,15 @@ class ModelSummary(Value, frozen=True, kw_only=True):
 
 
 class ModelEntry(Value, frozen=True, kw_only=True):
-    """A model on this machine; `path` is relative, `size_mb` in units of 1e6 bytes."""
+    """A model on this machine; `path` is relative, `size_mb` in units of 1e6 bytes.
+
+    Attributes:
+        name: what `inference` and `switch_model` take.
+        path: `models/<name>` or `var/models/<name>`; taken too.
+        size_mb: of its files.
+        source: `models` (downloaded) or `var` (the user's own).
+        loaded: whether it is the one that serves.
+    """
 
     name: str
     path: str
@@ -227,7 +355,14 @@ class ModelEntry(Value, frozen=True, kw_only=True):
 
 
 class EngineResources(Value, frozen=True, kw_only=True):
-    """The engine's load."""
+    """The engine's load.
+
+    Attributes:
+        running: requests that are being generated.
+        queued: requests that wait.
+        tokens_per_s: completion tokens of all requests together, of late.
+        kv_blocks: blocks of the key-value cache that are in use.
+    """
 
     running: int
     queued: int
@@ -236,14 +371,30 @@ class EngineResources(Value, frozen=True, kw_only=True):
 
 
 class HostResources(Value, frozen=True, kw_only=True):
-    """The host: logical CPU count and total memory in units of 1e9 bytes."""
+    """The host: logical CPU count and total memory in units of 1e9 bytes.
+
+    Attributes:
+        cpu: logical processors.
+        ram_gb: memory in all.
+    """
 
     cpu: int
     ram_gb: float
 
 
 class HistoryMessage(Value, frozen=True, kw_only=True):
-    """One message of the session's conversation."""
+    """One message of the session's conversation.
+
+    Attributes:
+        id: names the message.
+        parent_id: the message before it; null for the first.
+        role: whose turn it is.
+        content: the text.
+        request_id: the request that it belongs to.
+        model: which model answered.
+        created_at: Unix time in seconds.
+        finish_reason: of an answer.
+    """
 
     id: str
     parent_id: str | None
@@ -259,9 +410,19 @@ class HistoryMessage(Value, frozen=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """Opens or resumes a session; the first message, with or without its `type`."""
+    """Opens or resumes a session; the first message, with or without its `type`.
 
-    protocol: Annotated[list[int], Meta(max_length=16)] | None = None
+    Attributes:
+        protocol: versions that the client speaks; absent: 1.
+        auth: the token, unless it came with the upgrade.
+        session_id: the session to resume; absent: a new one.
+        resume: where the client stands; absent: send everything that is not acknowledged.
+        mode: `observe`: watch without taking the session over.
+        window: events that may be in flight; absent: any number; 0: none.
+        client: who asks.
+    """
+
+    protocol: Annotated[list[Seq], Meta(max_length=16)] | None = None
     auth: Annotated[str, Meta(max_length=4096)] | None = None
     session_id: SessionId | None = None
     resume: Position | None = None
@@ -271,7 +432,19 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class Inference(Message, frozen=True, kw_only=True):
-    """Asks for a completion. Exactly one of `prompt`, `messages` and `input_ids`, unless `parent_id` regenerates."""
+    """Asks for a completion. Exactly one of `prompt`, `messages` and `input_ids`, unless `parent_id` regenerates.
+
+    Attributes:
+        request_id: the client's idempotency key, unique in the session; made by the server when absent.
+        model: a listed name or path; absent: the one that is loaded.
+        prompt: the next turn of the session's own conversation; a string is the user's text.
+        messages: the whole context, oldest first; the conversation is left alone.
+        input_ids: the whole context as token ids.
+        parent_id: not part of this version: `bad_request`.
+        config: sampling for this request.
+        on_disconnect: whether the request is cancelled when its connection is lost.
+        ttl_s: how long a generation that nobody is attached to goes on.
+    """
 
     request_id: RequestId | None = None
     model: ModelName | None = None
@@ -285,26 +458,48 @@ class Inference(Message, frozen=True, kw_only=True):
 
 
 class Cancel(Message, frozen=True, kw_only=True):
-    """Ends a request; what it generated stays."""
+    """Ends a request; what it generated stays.
+
+    Attributes:
+        request_id: the request to end.
+    """
 
     request_id: RequestId
 
 
 class Ack(Message, frozen=True, kw_only=True):
-    """Cumulative acknowledgement up to `seq`, or up to the last terminal event sent when absent."""
+    """Cumulative acknowledgement up to `seq`, or up to the last terminal event sent when absent.
+
+    Attributes:
+        seq: the last event that was applied and will not be asked for again.
+        window: a new window, from now on.
+    """
 
     seq: Seq | None = None
     window: Seq | None = None
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    """Health check; also allowed before the hello. `t` comes back unchanged."""
+    """Health check; also allowed before the hello. `t` comes back unchanged.
 
-    t: int | float | Annotated[str, Meta(max_length=256)] | None = None
+    Attributes:
+        t: anything; comes back.
+    """
+
+    t: (
+        Annotated[int, Meta(ge=-MAX_SAFE_INT, le=MAX_SAFE_INT)]
+        | Annotated[float, Meta(ge=-1e300, le=1e300)]
+        | Annotated[str, Meta(max_length=256)]
+        | None
+    ) = None
 
 
 class Config(Message, frozen=True, kw_only=True):
-    """Sets the session's sampling defaults, merged over the present ones."""
+    """Sets the session's sampling defaults, merged over the present ones.
+
+    Attributes:
+        data: what changes; absent fields stay as they are.
+    """
 
     data: Sampling
 
@@ -322,27 +517,45 @@ class ListModels(Message, frozen=True, kw_only=True):
 
 
 class SwitchModel(Message, frozen=True, kw_only=True):
-    """Loads another model; `name`, or `model_path` as listed. Admin."""
+    """Loads another model; `name`, or `model_path` as listed. Admin.
+
+    Attributes:
+        model_path: a listed path, as the original protocol sends it; a name is taken too.
+        name: a listed name; goes before `model_path`.
+    """
 
     model_path: ModelName | None = None
     name: ModelName | None = None
 
 
 class DeleteModel(Message, frozen=True, kw_only=True):
-    """Deletes a model's files. Admin; never the loaded one."""
+    """Deletes a model's files. Admin; never the loaded one.
+
+    Attributes:
+        model_name: the name, not the path.
+    """
 
     model_name: ModelName
 
 
 class History(Message, frozen=True, kw_only=True):
-    """Asks for the conversation, newest last."""
+    """Asks for the conversation, newest last.
+
+    Attributes:
+        before_id: messages before this one; absent: the newest.
+        limit: messages at most.
+    """
 
     before_id: Annotated[str, Meta(max_length=64)] | None = None
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
 
 
 class EndSession(Message, frozen=True, kw_only=True):
-    """Deletes a session of one's own for good."""
+    """Deletes a session of one's own for good.
+
+    Attributes:
+        session_id: the session that the connection is attached to.
+    """
 
     session_id: SessionId
 
@@ -367,14 +580,37 @@ ClientMessage = (
 
 
 class Event(Message, frozen=True, kw_only=True):
-    """Base of messages that may belong to the session's story; `seq` and `epoch` come together or not at all."""
+    """Base of messages that may belong to the session's story; `seq` and `epoch` come together or not at all.
+
+    Attributes:
+        seq: position in the session's story: +1 an event, from 1.
+        epoch: which opening of the session's log the event belongs to.
+    """
 
     seq: int | UnsetType = UNSET
     epoch: int | UnsetType = UNSET
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """Answers the hello."""
+    """Answers the hello.
+
+    Attributes:
+        protocol: the version in force.
+        session_id: the session: keep it to resume.
+        status: `resumed`: everything missed follows; `reset`: a `snapshot` follows.
+        reason: of a `new` session or a `reset` that was not asked for.
+        epoch: the present one.
+        head_seq: the newest event, 0 before any.
+        floor_seq: events up to here are acknowledged.
+        requests: the open ones.
+        model: the model that serves, null for none.
+        capabilities: what can be asked of it.
+        resources: where it runs.
+        limits: what the server takes.
+        heartbeat: how often it pings.
+        durability: `os`: events survive a killed server; `disk` (not in this version): a power cut too.
+        server: who answers.
+    """
 
     protocol: int
     session_id: str
@@ -394,7 +630,13 @@ class Welcome(Message, frozen=True, kw_only=True):
 
 
 class Snapshot(Message, frozen=True, kw_only=True):
-    """State of the session after a `reset`; the client's position becomes (epoch, as_of)."""
+    """State of the session after a `reset`; the client's position becomes (epoch, as_of).
+
+    Attributes:
+        as_of: events up to here are folded in.
+        epoch: the position's epoch.
+        requests: what is open, and what ended after the floor.
+    """
 
     as_of: int
     epoch: int
@@ -402,7 +644,15 @@ class Snapshot(Message, frozen=True, kw_only=True):
 
 
 class Start(Event, frozen=True, kw_only=True):
-    """A request began; the sampling that is in force, `seed` included."""
+    """A request began; the sampling that is in force, `seed` included.
+
+    Attributes:
+        request_id: the request.
+        model: which model answers.
+        tokens_in: tokens of the prompt.
+        max_tokens: completion tokens at most.
+        seed: in force, drawn or given.
+    """
 
     request_id: str
     model: str
@@ -412,7 +662,15 @@ class Start(Event, frozen=True, kw_only=True):
 
 
 class Token(Event, frozen=True, kw_only=True):
-    """One or more generated tokens. `index` is that of the first; `ids` holds all sampled ids, EOS included."""
+    """One or more generated tokens. `index` is that of the first; `ids` holds all sampled ids, EOS included.
+
+    Attributes:
+        request_id: the request.
+        index: of the first of `ids` in the completion, from 0.
+        data: the text; may be empty; never splits a character.
+        ids: all sampled tokens, the end-of-sequence token included.
+        logprobs: one an id, when asked for.
+    """
 
     request_id: str
     index: int
@@ -422,7 +680,17 @@ class Token(Event, frozen=True, kw_only=True):
 
 
 class Done(Event, frozen=True, kw_only=True):
-    """The request's one terminal event, unless it is an `error`."""
+    """The request's one terminal event, unless it is an `error`.
+
+    Attributes:
+        request_id: the request.
+        total_tokens: completion tokens.
+        finish_reason: `stop`: the model or a stop string; `length`: the limit; `cancelled`: by a client; `interrupted`:
+            nobody came for it.
+        usage: counts.
+        timing: times.
+        text_sha256: hex SHA-256 of the whole text in UTF-8: check what was put together.
+    """
 
     request_id: str
     total_tokens: int
@@ -433,7 +701,17 @@ class Done(Event, frozen=True, kw_only=True):
 
 
 class Error(Event, frozen=True, kw_only=True):
-    """A failure. With `seq`: the terminal event of an accepted request; without: a rejection or a connection's error."""
+    """A failure: with `seq` the terminal event of an accepted request, without it a rejection or a bad message.
+
+    Attributes:
+        request_id: the request, where there is one.
+        code: for programs: the table of error codes.
+        message: for a person.
+        retryable: whether the same message may succeed later.
+        retry_after_ms: not before this long.
+        field: path of the field that is wrong.
+        terminal: of a `duplicate`: how the request had ended.
+    """
 
     request_id: str | None = None
     code: str
@@ -445,7 +723,18 @@ class Error(Event, frozen=True, kw_only=True):
 
 
 class Log(Event, frozen=True, kw_only=True):
-    """A notice; `code` for programs, `message` for a person."""
+    """A notice; `code` for programs, `message` for a person.
+
+    Attributes:
+        code: for programs.
+        message: for a person.
+        request_id: the request, where there is one.
+        head_seq: of `caught_up`: the newest event that was replayed.
+        from_index: of `resumed_after_restart`: index of the next token.
+        exact: of `resumed_after_restart`: false when the rest may differ from what would have come.
+        bytes: of `loading`: read so far.
+        total_bytes: of `loading`: to read.
+    """
 
     code: str
     message: str
@@ -458,7 +747,14 @@ class Log(Event, frozen=True, kw_only=True):
 
 
 class ModelSwitched(Event, frozen=True, kw_only=True):
-    """The switch that this session asked for is complete."""
+    """The switch that this session asked for is complete.
+
+    Attributes:
+        name: of the model.
+        path: as listed.
+        message: for a person.
+        max_context: tokens that a request may hold now.
+    """
 
     name: str
     path: str
@@ -467,7 +763,13 @@ class ModelSwitched(Event, frozen=True, kw_only=True):
 
 
 class Queue(Message, frozen=True, kw_only=True):
-    """A request's place: 0 is running or done."""
+    """A request's place: 0 is running or done.
+
+    Attributes:
+        request_id: the request.
+        position: how many of the session's requests go before it.
+        eta_ms: a guess at when its turn comes.
+    """
 
     request_id: str
     position: int
@@ -475,26 +777,47 @@ class Queue(Message, frozen=True, kw_only=True):
 
 
 class AckReceived(Message, frozen=True, kw_only=True):
-    """Answers `ack`; events up to `floor_seq` may be gone."""
+    """Answers `ack`; events up to `floor_seq` may be gone.
+
+    Attributes:
+        seq: the newest acknowledgement that was taken.
+        floor_seq: events up to here may be gone.
+    """
 
     seq: int
     floor_seq: int
 
 
 class Pong(Message, frozen=True, kw_only=True):
-    """Answers `ping`."""
+    """Answers `ping`.
+
+    Attributes:
+        t: of the `ping`.
+    """
 
     t: int | float | str | None = None
 
 
 class ConfigAck(Message, frozen=True, kw_only=True):
-    """The session's sampling defaults after the merge, server defaults included."""
+    """The session's sampling defaults after the merge, server defaults included.
+
+    Attributes:
+        config: in force for requests that bring no `config`.
+    """
 
     config: Sampling
 
 
 class Resources(Message, frozen=True, kw_only=True):
-    """Device, model and load."""
+    """Device, model and load.
+
+    Attributes:
+        cuda: null on a CPU.
+        model: the model that serves.
+        available_models: as in `models_list`.
+        engine: its load.
+        host: the machine.
+    """
 
     cuda: CudaResources | None
     model: ModelSummary
@@ -504,7 +827,15 @@ class Resources(Message, frozen=True, kw_only=True):
 
 
 class Status(Message, frozen=True, kw_only=True):
-    """The server's state in short; `memory` as in the welcome's `resources`."""
+    """The server's state in short; `memory` as in the welcome's `resources`.
+
+    Attributes:
+        model: the model that serves.
+        memory: of the device that it runs on.
+        sessions: sessions in memory.
+        queue: requests that wait, of all sessions.
+        uptime_s: seconds since the server's start.
+    """
 
     model: str | None
     memory: DeviceSummary
@@ -514,27 +845,45 @@ class Status(Message, frozen=True, kw_only=True):
 
 
 class ModelsList(Message, frozen=True, kw_only=True):
-    """The models on this machine."""
+    """The models on this machine.
+
+    Attributes:
+        models: `models/` first, then by name.
+    """
 
     models: list[ModelEntry]
 
 
 class ModelDeleted(Message, frozen=True, kw_only=True):
-    """The model's files are gone."""
+    """The model's files are gone.
+
+    Attributes:
+        model_name: of the model.
+        message: for a person.
+    """
 
     model_name: str
     message: str
 
 
 class HistoryReply(Message, frozen=True, kw_only=True, tag="history"):
-    """A page of the conversation, oldest first; `more` says that older ones exist."""
+    """A page of the conversation, oldest first; `more` says that older ones exist.
+
+    Attributes:
+        messages: oldest first.
+        more: whether there are older ones.
+    """
 
     messages: list[HistoryMessage]
     more: bool
 
 
 class SessionEnded(Message, frozen=True, kw_only=True):
-    """The session and its files are gone; its id is never used again."""
+    """The session and its files are gone; its id is never used again.
+
+    Attributes:
+        session_id: the session.
+    """
 
     session_id: str
 

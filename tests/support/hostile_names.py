@@ -1,0 +1,33 @@
+"""Texts that must never be taken for the name of a model."""
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "...",
+    ".hidden",
+    "-rf",
+    "_x",
+    "a..b",
+    "a.",
+    "a/b",
+    "a\\b",
+    "../../etc",
+    "/etc/passwd",
+    "models/x",
+    "a\0b",
+    "a\n",
+    "a b",
+    "~root",
+    "$HOME",
+    "%2e%2e",
+    "é",
+    "\uff41",  # a full-width letter, which normalises to "a"
+    "a\u202ecb",
+    "CON",
+    "nul.safetensors",
+    "com1",
+    "C:x",
+    "x" * 129,
+    "\udcff",
+]
