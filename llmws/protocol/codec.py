@@ -124,9 +124,9 @@ def decode_server(frame: str | bytes) -> m.ServerMessage:
 def _refusal(tag: str, data: bytes, text: str) -> FrameError:
     """Turns msgspec's message, which ends in a JSON path, into an error that names the field."""
     path = _PATH.search(text)
-    field = path.group(1).replace("[...]", "") if path else None
-    if not field and (missing := re.search(r"missing required field `(\w+)`", text)):
-        field = missing.group(1)
+    field = path.group(1).replace("[...]", "") if path else ""
+    if missing := re.search(r"missing required field `(\w+)`", text):
+        field = f"{field}.{missing.group(1)}".lstrip(".")
     try:
         request_id = _REQUEST_HEAD.decode(data).request_id
     except msgspec.DecodeError:
@@ -157,6 +157,8 @@ def _too_deep(data: bytes) -> bool:
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return False
     brackets = _STRING.sub(b"", data).translate(_TO_SQUARE, _NOT_BRACKETS)
+    if b"[" * (MAX_DEPTH + 1) in brackets:
+        return True  # the rounds below would find it too, but take longest on just this
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"")
     return b"[]" in brackets or brackets.count(b"[") > MAX_DEPTH

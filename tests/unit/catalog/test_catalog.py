@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmws.catalog import Catalog, Problem
@@ -341,7 +341,6 @@ def test_a_hostile_name_is_refused_before_any_file_is_touched(home: Home, name: 
     assert home.files() == before
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(
     st.one_of(
         st.text(max_size=20),
