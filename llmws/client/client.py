@@ -19,7 +19,7 @@ from llmws.client.backoff import Backoff
 from llmws.client.calls import Calls
 from llmws.client.connection import Connection, Notice
 from llmws.client.discovery import local_server
-from llmws.client.errors import UnreachableError
+from llmws.client.errors import ClientError, UnreachableError
 from llmws.client.generation import Generation
 from llmws.client.link import websocket_url
 from llmws.client.requests import SamplingValue
@@ -139,6 +139,11 @@ class Client:
         """Whether the session is attached right now."""
         return self._connection.is_up
 
+    @property
+    def failure(self) -> ClientError | None:
+        """Why the client has given up; None while it has not."""
+        return self._connection.failure
+
     # --- answers ---------------------------------------------------------------------------------------------------
 
     def generate(
@@ -149,6 +154,7 @@ class Client:
         messages: Sequence[m.ChatMessage | dict[str, str]] | None = None,
         images: Sequence[m.Image] | None = None,
         model: str | None = None,
+        config: m.Sampling | None = None,
         max_tokens: int | None = None,
         request_id: str | None = None,
         on_disconnect: Literal["continue", "cancel"] = "continue",
@@ -165,11 +171,12 @@ class Client:
             messages: the whole context instead of the session's conversation, which then stays as it is.
             images: inline images to the prompt.
             model: which model answers; None for the server's present one.
+            config: sampling parameters as one value.
             max_tokens: the same as `max_new_tokens`.
             request_id: the idempotency key; made up when None.
             on_disconnect: `cancel` ends the answer when this client's connection is lost.
             ttl_s: how long the server works for nobody.
-            **sampling: fields of `llmws.protocol.messages.Sampling`.
+            **sampling: fields of `llmws.protocol.messages.Sampling`, over those of `config`.
 
         Raises:
             RequestRejectedError: the request is larger than the server takes.
@@ -184,7 +191,7 @@ class Client:
             model=model,
             prompt=requests.prompt(prompt, system, images),
             messages=None if messages is None else msgspec.convert(messages, list[m.ChatMessage]),
-            config=requests.sampling(sampling) if sampling else None,
+            config=requests.sampling(sampling, over=config) if sampling else config,
             on_disconnect=on_disconnect,
             ttl_s=ttl_s,
         )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import ssl
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
@@ -160,7 +162,14 @@ async def _connect(url: str) -> ClientConnection:
     except TimeoutError:
         raise LostError("the server did not answer in time") from None
     except OSError as error:
-        raise LostError(error.strerror or str(error)) from None
+        raise LostError(_words(error)) from None
+
+
+def _words(error: OSError) -> str:
+    """What a person calls the error; asyncio's own text names the address, which is known."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
 
 
 def _refusal(url: str, status: int) -> ClientError | LostError:

@@ -17,13 +17,18 @@ class _StrictSampling(m.Sampling, frozen=True, kw_only=True, forbid_unknown_fiel
     """The wire ignores fields that it does not know; a caller who misspells one wants to hear of it."""
 
 
-def sampling(fields: Mapping[str, SamplingValue]) -> m.Sampling:
-    """Sampling parameters by name; see `llmws.protocol.messages.Sampling`.
+def sampling(fields: Mapping[str, SamplingValue], *, over: m.Sampling | None = None) -> m.Sampling:
+    """Sampling parameters by name, laid over others; see `llmws.protocol.messages.Sampling`.
 
     Raises:
         ValueError: an unknown name, or a value out of range.
     """
-    return msgspec.convert(dict(fields), _StrictSampling)
+    base = {} if over is None else msgspec.structs.asdict(over)
+    try:
+        return msgspec.convert(base | dict(fields), _StrictSampling)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$.")
+        raise ValueError(f"{path.rstrip('`')}: {reason}" if path else reason) from None
 
 
 def prompt(text: str | None, system: str | None, images: Sequence[m.Image] | None) -> str | m.Prompt | None:

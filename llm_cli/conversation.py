@@ -1,0 +1,159 @@
+"""A session that is being shown: asks, shows the answers, and keeps the bookmark.
+
+What the one-shot call and the interactive chat have in common. Knows no keyboard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from llm_cli.bookmark import Bookmark, Bookmarks, Record
+from llm_cli.show import Display, Shown
+from llmws.client import (
+    Client,
+    ClientError,
+    Done,
+    Generation,
+    GenerationError,
+    IntegrityError,
+    Position,
+    RequestRejectedError,
+    SessionLostError,
+)
+from llmws.protocol import ErrorCode
+from llmws.protocol.messages import Sampling
+
+PATIENCE_S: Final = 600.0
+"""How long a request is offered again to a server that is loading its model or restarting."""
+_RETRY_S: Final = 1.0
+_PASSING: Final = (ErrorCode.MODEL_LOADING, ErrorCode.RATE_LIMITED)
+
+
+def shown_of(record: Record | None) -> Shown:
+    """What a bookmark says was shown."""
+    if record is None or record.epoch is None:
+        return Shown()
+    position = Position(epoch=record.epoch, last_seq=record.last_seq)
+    return Shown(position=position, chars=record.chars, fence=record.fence)
+
+
+class Conversation:
+    """A session and what of it was shown.
+
+    Attributes:
+        client: the session's client.
+        display: where answers go; set before the first answer.
+        was_used: whether there is anything in the session to come back to.
+    """
+
+    display: Display
+
+    def __init__(self, client: Client, bookmarks: Bookmarks, shown: Shown, note: Callable[[str], None]) -> None:
+        self.client = client
+        self.was_used = shown.position is not None
+        self._bookmarks = bookmarks
+        self._shown = shown
+        self._note = note
+        self._bookmark: tuple[str, Bookmark] | None = None
+        self._keeps_bookmark = True
+        self._running: Generation | None = None
+
+    async def catch_up(self, on_failure: Callable[[ClientError], None]) -> None:
+        """Shows what of earlier requests was not shown, waiting for those that still run.
+
+        Args:
+            on_failure: called with what an answer ended in, if not in `Done`.
+        """
+        async for generation in self.client.collect():
+            self.was_used = True
+            try:
+                await self._show(generation)
+            except (GenerationError, IntegrityError, SessionLostError) as error:
+                on_failure(error)
+
+    def restarted(self) -> None:
+        """The session is a new one, where nothing was shown yet."""
+        self._shown = Shown()
+
+    async def ask(self, prompt: str, *, system: str | None, model: str | None, config: Sampling | None = None) -> Done:
+        """Asks and shows the answer.
+
+        Raises:
+            ClientError: as `Generation`.
+        """
+        self.was_used = True
+        deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
+        while True:
+            generation = self.client.generate(prompt, system=system, model=model, config=config)
+            self.save(self._shown)
+            try:
+                return await self._show(generation)
+            except RequestRejectedError as error:
+                if error.code not in _PASSING or asyncio.get_running_loop().time() > deadline_s:
+                    raise
+                self._note(f"{error.message}; trying again")
+                await asyncio.sleep((error.retry_after_ms or 0) / 1000 or _RETRY_S)
+
+    def cancel(self) -> bool:
+        """Ends the answer that is being shown; whether there is one."""
+        if self._running is None:
+            return False
+        self._running.cancel()
+        return True
+
+    def save(self, shown: Shown) -> None:
+        """Records what was shown; says once if that is not possible, and goes on."""
+        self._shown = shown
+        session_id = self.client.session_id
+        if session_id is None or not self._keeps_bookmark:
+            return
+        position = shown.position or self.client.position
+        record = Record(
+            session_id=session_id,
+            url=self.client.url,
+            epoch=None if position is None else position.epoch,
+            last_seq=0 if position is None else position.last_seq,
+            chars=shown.chars,
+            fence=shown.fence,
+        )
+        try:
+            self._open_bookmark(session_id).save(record)
+        except (OSError, ValueError) as error:
+            self._keeps_bookmark = False
+            self._note(f"this session cannot be gone on with after a crash: {error}")
+
+    def close(self) -> None:
+        """Closes the bookmark."""
+        if self._bookmark is not None:
+            self._bookmark[1].close()
+            self._bookmark = None
+
+    def _open_bookmark(self, session_id: str) -> Bookmark:
+        if self._bookmark is None or self._bookmark[0] != session_id:
+            self.close()
+            self._bookmark = (session_id, self._bookmarks.open(session_id))
+        return self._bookmark[1]
+
+    async def _show(self, generation: Generation) -> Done:
+        done: Done | None = None
+        with self._as_running(generation):
+            try:
+                async for event in generation:
+                    await self.display.show(event)
+                    done = event if isinstance(event, Done) else None
+            except GenerationError as error:
+                await self.display.fail(error.error)
+                raise
+        assert done is not None, "an answer that ends without Done raises"
+        return done
+
+    @contextlib.contextmanager
+    def _as_running(self, generation: Generation) -> Iterator[None]:
+        self._running = generation
+        try:
+            yield
+        finally:
+            self._running = None

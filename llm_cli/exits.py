@@ -1,0 +1,54 @@
+"""What `llm` exits with, and what it says before."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llmws.client import (
+    ClientError,
+    ForbiddenError,
+    GenerationError,
+    IntegrityError,
+    RequestRejectedError,
+    SessionLostError,
+    UnauthorizedError,
+    UnreachableError,
+)
+from llmws.protocol import ErrorCode
+
+OK: Final = 0
+ERROR: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+UNAUTHORIZED: Final = 4
+GENERATION_FAILED: Final = 5
+INTERRUPTED: Final = 130
+
+_HINTS: Final[dict[type[ClientError], str]] = {
+    UnreachableError: "start a server with `llmws serve`, or name one with --url",
+    UnauthorizedError: "give its token with --token-file; `llmws token create` makes one",
+}
+
+
+def status_of(error: ClientError) -> int:
+    """The exit status that an error leads to."""
+    match error:
+        case UnreachableError():
+            return UNREACHABLE
+        case UnauthorizedError() | ForbiddenError():
+            return UNAUTHORIZED
+        case RequestRejectedError(code=ErrorCode.UNAUTHORIZED | ErrorCode.FORBIDDEN):
+            return UNAUTHORIZED
+        case GenerationError() | IntegrityError() | SessionLostError() | RequestRejectedError():
+            return GENERATION_FAILED
+        case _:
+            return ERROR
+
+
+def explain(error: ClientError) -> str:
+    """The error as a sentence, with what can be done about it where that is known."""
+    text = str(error)
+    if isinstance(error, RequestRejectedError) and error.code == ErrorCode.NO_MODEL:
+        return f"{text}: `llmws models` lists the models there"
+    hint = _HINTS.get(type(error))
+    return f"{text}; {hint}" if hint else text

@@ -1,0 +1,54 @@
+"""From the command line to a running chat or a one-shot answer."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import sys
+
+import msgspec
+
+from llm_cli import exits, target
+from llm_cli.arguments import Options
+from llm_cli.bookmark import Bookmarks
+
+
+def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
+    """Runs what the options ask for and returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets a question mark, not a traceback.
+            stream.reconfigure(errors="replace")
+    bookmarks = Bookmarks()
+    if options.resume_last:
+        options = options._replace(session_id=bookmarks.last_used())
+        if options.session_id is None:
+            return _usage("there is no session to continue")
+    if not (is_interactive or prompt or options.session_id):
+        return _usage("nothing to ask: give a prompt, or pipe one in")
+    if is_interactive and not sys.stdout.isatty():
+        return _usage("the chat needs a terminal; give a prompt")
+    record = bookmarks.read(options.session_id) if options.session_id else None
+    try:
+        server = target.choose(options, record.url if record else None)
+        if is_interactive:
+            from llm_cli.repl import Repl  # noqa: PLC0415 - a one-shot answer needs no prompt_toolkit
+
+            return asyncio.run(Repl(options, server).run())
+        from llm_cli.oneshot import OneShot  # noqa: PLC0415
+
+        return asyncio.run(OneShot(options, server, prompt).run())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads any more; the interpreter must not complain about that when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return exits.ERROR
+    except (OSError, ValueError, msgspec.ValidationError) as error:
+        return _usage(str(error))
+
+
+def _usage(text: str) -> int:
+    print(f"llm: {text}", file=sys.stderr)
+    return exits.USAGE

@@ -1,0 +1,122 @@
+"""One question, one answer, and out: `llm "question"`, `cat file | llm "summarise"`, `llm --session UUID`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Literal
+
+from llm_cli import exits
+from llm_cli.arguments import Options
+from llm_cli.bookmark import Bookmarks
+from llm_cli.conversation import Conversation, shown_of
+from llm_cli.interrupts import on_interrupt
+from llm_cli.render import Markdown, Plain, Renderer
+from llm_cli.screen import Screen
+from llm_cli.show import JsonDisplay, TextDisplay
+from llm_cli.target import Target
+from llm_cli.view import View, notice, reduce
+from llmws.client import Client, ClientError, Connected
+from llmws.client.requests import sampling
+from llmws.protocol import messages as m
+
+
+class SessionLine(m.Message, frozen=True, kw_only=True, tag="session"):
+    """The first line of `--json`: where the answers are."""
+
+    session_id: str
+    status: Literal["new", "resumed", "reset"]
+    model: str | None
+
+
+class OneShot:
+    """A run of `llm` that ends by itself."""
+
+    def __init__(self, options: Options, target: Target, prompt: str) -> None:
+        self._options = options
+        self._prompt = prompt
+        self._config = sampling(options.sampling) if options.sampling else None
+        self._screen = Screen(1, sys.stdout.encoding)
+        self._view = View()
+        self._is_interrupted = False
+        self._status = exits.OK
+        bookmarks = Bookmarks()
+        shown = shown_of(bookmarks.read(options.session_id) if options.session_id else None)
+        client = Client(
+            target.url,
+            target.token,
+            session_id=options.session_id,
+            position=shown.position,
+            name="llm",
+            connect_timeout_s=options.wait_s,
+            listen=self._listen,
+        )
+        self._conversation = Conversation(client, bookmarks, shown, self._note)
+        if options.json:
+            self._json = JsonDisplay(self._screen, save=self._conversation.save)
+            self._conversation.display = self._json
+        else:
+            self._conversation.display = TextDisplay(
+                self._screen, renderer(shown.fence), note=self._note, save=self._conversation.save, shown=shown
+            )
+
+    async def run(self) -> int:
+        """Asks, shows and returns the exit status."""
+        task = asyncio.current_task()
+        assert task is not None
+        with on_interrupt(lambda: self._interrupt(task), task.cancel):
+            try:
+                async with self._conversation.client as client:
+                    if self._options.json:
+                        await self._json.show(_session_line(client))
+                    await self._talk()
+            except ClientError as error:
+                self._failed(error)
+            finally:
+                self._conversation.close()
+        return exits.INTERRUPTED if self._is_interrupted else self._status
+
+    async def _talk(self) -> None:
+        if self._options.session_id is not None:
+            await self._conversation.catch_up(self._failed)
+        if self._prompt and not self._is_interrupted:
+            self._status = exits.OK
+            await self._conversation.ask(
+                self._prompt,
+                system=self._options.system,
+                model=self._options.model,
+                config=self._config,
+            )
+
+    def _interrupt(self, task: asyncio.Task[int]) -> None:
+        self._is_interrupted = True
+        if not self._conversation.cancel():
+            task.cancel()
+
+    def _failed(self, error: ClientError) -> None:
+        self._status = exits.status_of(error)
+        self._note(exits.explain(error))
+
+    def _listen(self, message: object) -> None:
+        line = notice(self._view, message)
+        self._view = reduce(self._view, message)
+        if isinstance(message, Connected) and message.welcome.status == "new":
+            self._conversation.restarted()
+        if line is not None:
+            self._note(line)
+
+    def _note(self, line: str) -> None:
+        lead = "" if self._screen.at_line_start or not os.isatty(1) else "\n"
+        print(f"{lead}llm: {line}", file=sys.stderr, flush=True)
+
+
+def renderer(fence: str = "") -> Renderer:
+    """Colour for a terminal that wants it, else plain text."""
+    wants_colour = os.isatty(1) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Markdown(fence) if wants_colour else Plain()
+
+
+def _session_line(client: Client) -> SessionLine:
+    assert client.welcome is not None
+    return SessionLine(session_id=client.welcome.session_id, status=client.welcome.status, model=client.welcome.model)

@@ -1,0 +1,215 @@
+"""The chat's keyboard and prompt.
+
+Owns prompt_toolkit. Invariant: while the prompt is shown nothing is written but above it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine, Iterable
+from pathlib import Path
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import run_in_terminal
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+from llm_cli import actions, commands, exits
+from llm_cli.arguments import Options
+from llm_cli.bookmark import Bookmarks
+from llm_cli.chat import Chat
+from llm_cli.interrupts import on_interrupt
+from llm_cli.oneshot import renderer
+from llm_cli.screen import Screen
+from llm_cli.target import Target
+from llm_cli.view import toolbar
+from llmws.client import ClientError
+from llmws.client.discovery import state_dir
+from llmws.client.requests import sampling
+
+
+class Repl:
+    """Reads prompts and commands until the person leaves."""
+
+    def __init__(self, options: Options, target: Target) -> None:
+        self._options = options
+        self._screen = Screen(1, sys.stdout.encoding)
+        self._chat = Chat(
+            target,
+            screen=self._screen,
+            renderer=renderer,
+            say=self._say,
+            changed=self._changed,
+            bookmarks=Bookmarks(),
+        )
+        self._chat.model = options.model
+        self._chat.system = options.system
+        self._chat.config = sampling(options.sampling) if options.sampling else None
+        self._prompt: PromptSession[str] = PromptSession(
+            "> ",
+            multiline=True,
+            prompt_continuation="  ",
+            history=_history(state_dir() / "llm" / "history"),
+            completer=CommandCompleter(self._chat),
+            complete_while_typing=False,
+            key_bindings=_keys(),
+            bottom_toolbar=lambda: toolbar(self._chat.view),
+            enable_open_in_editor=True,
+            tempfile_suffix=".md",
+        )
+        self._above: set[asyncio.Future[None]] = set()
+        self._wants_to_leave = False
+        self._was_warned = False
+        self._status = exits.OK
+
+    async def run(self) -> int:
+        """Chats; returns the exit status."""
+        self._chat.begin(self._options.session_id)
+        if self._options.session_id is not None:
+            await self._attend(self._chat.catch_up())
+        while not self._wants_to_leave and self._chat.client.failure is None:
+            text = await self._read()
+            if text:
+                await self._attend(self._act(text))
+        return await self._leave()
+
+    # --- one turn --------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> str:
+        """The next input; empty when there is none to act on."""
+        try:
+            text = (await self._prompt.prompt_async()).strip()
+        except KeyboardInterrupt:
+            # The Ctrl-C that was meant for an answer may come just after its end.
+            if self._was_warned:
+                self._interrupted()
+            else:
+                self._say("Ctrl-C again, or Ctrl-D, to leave")
+            self._was_warned = True
+            return ""
+        except EOFError:
+            self._wants_to_leave = True
+            return ""
+        self._was_warned = False
+        return text
+
+    async def _act(self, text: str) -> None:
+        call = commands.parse(text)
+        if call is None:
+            await self._chat.ask(text)
+        elif isinstance(call, str):
+            self._say(call)
+        else:
+            await actions.run(self._chat, call)
+
+    async def _attend(self, work: Coroutine[None, None, None]) -> None:
+        """Does something that Ctrl-C ends: first gently, then by leaving."""
+        task = asyncio.create_task(work)
+
+        def gently() -> None:
+            if not self._chat.conversation.cancel():
+                task.cancel()
+
+        def leave() -> None:
+            self._interrupted()
+            task.cancel()
+
+        with on_interrupt(gently, leave):
+            try:
+                await task
+            except asyncio.CancelledError:
+                self._say("interrupted")
+            except actions.LeaveError:
+                self._wants_to_leave = True
+            except ClientError as error:
+                if error is not self._chat.client.failure:
+                    self._say(exits.explain(error))
+            except ValueError as error:
+                self._say(str(error))
+
+    def _interrupted(self) -> None:
+        self._wants_to_leave = True
+        self._status = exits.INTERRUPTED
+
+    async def _leave(self) -> int:
+        client, conversation = self._chat.client, self._chat.conversation
+        if client.failure is not None:
+            self._status = exits.status_of(client.failure)
+            self._say(exits.explain(client.failure))
+        await self._chat.close()
+        if conversation.was_used and client.session_id is not None:
+            self._say(f"to come back: llm --session {client.session_id}")
+        return self._status
+
+    # --- the screen ------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        """Shows text on lines of its own: above the prompt, or between the lines of an answer."""
+        if self._prompt.app.is_running:
+            above = asyncio.ensure_future(run_in_terminal(lambda: print(text, flush=True)))
+            self._above.add(above)
+            above.add_done_callback(self._above.discard)
+            return
+        lead = "" if self._screen.at_line_start else "\n"
+        self._screen.at_line_start = True
+        print(f"{lead}{text}", flush=True)
+
+    def _changed(self) -> None:
+        app = self._prompt.app
+        if not app.is_running or app.is_done:
+            return
+        app.invalidate()
+        if self._chat.client.failure is not None:
+            app.exit(exception=EOFError())
+
+
+class CommandCompleter(Completer):
+    """Completes commands and their arguments."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:  # noqa: ARG002
+        """The words that may stand at the cursor."""
+        before = document.text_before_cursor
+        words = commands.complete(
+            before,
+            is_online=self._chat.is_online,
+            models=self._chat.model_names,
+            settings=actions.SETTINGS,
+        )
+        for word, explanation in words:
+            typed = "" if before[-1:].isspace() else before.rsplit(maxsplit=1)[-1]
+            yield Completion(word, start_position=-len(typed), display_meta=explanation)
+
+
+def _history(path: Path) -> FileHistory:
+    """The history file, readable by its owner alone."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return FileHistory(str(path))
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _send(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-c")
+    def _clear_or_leave(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
+
+    return keys

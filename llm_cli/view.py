@@ -1,0 +1,121 @@
+"""What the person in front of the terminal knows of the session: a value, and how messages change it.
+
+Pure: knows neither terminal nor client. Every string of the server's passes `clean_line` here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llm_cli.render import clean_line
+from llmws.client import Connected, Disconnected, Done
+from llmws.protocol import messages as m
+
+
+class View(m.Value, frozen=True, kw_only=True):
+    """The state of the session as it is shown.
+
+    Attributes:
+        retry_in_s: when the next attempt to connect begins; None when there is none.
+        model: the server's present model; None while it has none.
+        memory: the device and its free memory, as a word or two.
+        tokens_per_s: of the last answer.
+    """
+
+    connection: Literal["connecting", "online", "offline", "closed"] = "connecting"
+    reason: str = ""
+    retry_in_s: float | None = None
+    session_id: str | None = None
+    model: str | None = None
+    memory: str = ""
+    tokens_per_s: float | None = None
+
+
+def reduce(view: View, message: object) -> View:
+    """The view after a notice of the client, or an event of an answer."""
+    replace = msgspec.structs.replace
+    match message:
+        case Connected(welcome=welcome):
+            return replace(
+                view,
+                connection="online",
+                reason="",
+                retry_in_s=None,
+                session_id=welcome.session_id,
+                model=_name(welcome.model),
+                memory=_memory(welcome.resources),
+            )
+        case Disconnected():
+            connection: Literal["offline", "closed"] = "closed" if message.retry_in_s is None else "offline"
+            return replace(
+                view, connection=connection, reason=clean_line(message.reason), retry_in_s=message.retry_in_s
+            )
+        case Done():
+            return replace(view, tokens_per_s=message.timing.tokens_per_s)
+        case m.ModelSwitched():
+            return replace(view, model=_name(message.name))
+        case m.Status():
+            return replace(view, model=_name(message.model), memory=_memory(message.memory))
+        case _:
+            return view
+
+
+def notice(view: View, message: object) -> str | None:
+    """The line that a person should see when `message` arrives at `view`; None for most."""
+    match message:
+        case Connected(welcome=welcome):
+            return _greeting(view, welcome)
+        case Disconnected(retry_in_s=None):
+            return None  # whoever waits for something is told, as an error
+        case Disconnected() if view.connection == "online":
+            return f"connection lost ({clean_line(message.reason)}); connecting again"
+        case m.ModelSwitched():
+            return f"the model is now {clean_line(message.name)}"
+        case m.Error() | m.Log() if not (isinstance(message, m.Log) and message.code == "caught_up"):
+            return clean_line(message.message)
+        case _:
+            return None
+
+
+def toolbar(view: View) -> str:
+    """The bottom line of the chat."""
+    parts = [_connection(view)]
+    if view.connection == "online":
+        parts += [f"model {view.model}" if view.model else "no model yet", view.memory]
+    if view.tokens_per_s is not None:
+        parts.append(f"{view.tokens_per_s:.0f} tokens/s")
+    return " · ".join(part for part in parts if part)
+
+
+def _connection(view: View) -> str:
+    match view.connection:
+        case "connecting":
+            return "connecting…"
+        case "online":
+            return "connected"
+        case "offline":
+            return f"not connected: {view.reason}; trying again"
+        case "closed":
+            return f"closed: {view.reason}"
+
+
+def _greeting(view: View, welcome: m.Welcome) -> str | None:
+    if welcome.reason == "session_unknown":
+        return "the server no longer has this session; this is a new one"
+    if welcome.status == "reset":
+        return f"the server cannot tell what was missed ({clean_line(welcome.reason or 'unknown')})"
+    if view.connection == "offline":
+        return "connected again"
+    if welcome.model is None:
+        return "the server has no model loaded yet"
+    return None
+
+
+def _name(model: str | None) -> str | None:
+    return None if model is None else clean_line(model)
+
+
+def _memory(device: m.DeviceSummary) -> str:
+    return f"{clean_line(device.device)}, {device.free_gb:.1f} of {device.total_gb:.1f} GB free"
