@@ -1,15 +1,16 @@
 """The configuration: types, defaults, reading and writing `config.json`.
 
-Invariant: a `Config` that exists is valid in every field; an unknown key or a bad value names its path and stops the start.
+Invariant: a `Config` that exists is valid in every field; an unknown key or a bad value is named and stops the start.
 Precedence: command line > `LLMWS_*` environment > file > default.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -128,28 +129,34 @@ def to_json(config: Config) -> str:
 def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> Config:
     """Reads the file, which is made with the defaults if it is missing, and lays the environment over it.
 
+    A variable's text is taken as JSON where it is JSON that fits, else as a string: `8765`, `["a.example"]`, `0.0.0.0`.
+
     Raises:
-        ConfigError: names the file, the path inside it and what is wrong.
+        ConfigError: names the file or the variable, the path inside it and what is wrong.
     """
+    text = _read_or_make(path)
     try:
-        text = path.read_bytes()
+        config = msgspec.json.decode(text, type=Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_readable(str(error))}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); delete it to get the defaults back") from None
+    return _with_environment(config, environ)
+
+
+def _read_or_make(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
         text = to_json(Config()).encode()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another with --config") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        data: Any = msgspec.json.decode(text)
-        data = _with_environment(data, environ)
-        return msgspec.convert(data, Config, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_readable(str(error))}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}); delete it to get the defaults back") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another with --config") from None
+    return text
 
 
 def override(config: Config, changes: Mapping[str, Mapping[str, object]]) -> Config:
@@ -176,20 +183,32 @@ def environment_names() -> dict[str, tuple[str, str]]:
     }
 
 
-def _with_environment(data: Any, environ: Mapping[str, str]) -> Any:
-    if not isinstance(data, dict):
-        return data
-    for variable, (section, key) in environment_names().items():
-        if variable not in environ:
-            continue
-        try:
-            value = msgspec.json.decode(environ[variable].encode())
-        except msgspec.DecodeError:
-            value = environ[variable]
-        base = data.get(section)
-        if base is None or isinstance(base, dict):
-            data = {**data, section: {**(base or {}), key: value}}
-    return data
+def _with_environment(config: Config, environ: Mapping[str, str]) -> Config:
+    names = environment_names()
+    sections = tuple(f"LLMWS_{section}_".upper() for section in Config.__struct_fields__)
+    for variable in sorted(environ):
+        if variable in names:
+            section, key = names[variable]
+            try:
+                config = _with_value(config, section, key, environ[variable])
+            except ConfigError as error:
+                raise ConfigError(f"environment variable {variable}: {error}") from None
+        elif variable.startswith(sections):
+            raise ConfigError(f"environment variable {variable}: there is no such setting")
+    return config
+
+
+def _with_value(config: Config, section: str, key: str, text: str) -> Config:
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return override(config, {section: {key: text}})
+    try:
+        return override(config, {section: {key: value}})
+    except ConfigError:
+        with contextlib.suppress(ConfigError):
+            return override(config, {section: {key: text}})  # a model may be called 42
+        raise
 
 
 def _readable(text: str) -> str:
