@@ -1,0 +1,99 @@
+"""A runner without a model: every stream says the alphabet, one letter a step, and faults can be planted in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llmws.engine.runner import Progress, Token
+from llmws.engine.scripted import model_info
+from llmws.engine_api import GenerationRequest, ModelRef
+from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+EOS = 0
+
+
+class AlphabetRunner:
+    """A `Runner`. Letter n has id n + 1; `z` is followed by the end.
+
+    Attributes:
+        faults: what the next step of a stream gives instead of a letter, by key.
+        broken: raised by the next step as a whole.
+        steps: keys of every step that was taken.
+    """
+
+    def __init__(self, model: ModelRef, *, max_running: int = 2) -> None:
+        self.info = model_info(model, max_context=64, max_running=max_running)
+        self.eos_ids = frozenset({EOS})
+        self.held_bytes = 1000
+        self.room = max_running
+        self.faults: dict[str, LlmwsError] = {}
+        self.broken: Exception | None = None
+        self.steps: list[list[str]] = []
+        self.streams: dict[str, int] = {}
+        self.closed = False
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if 99 in ids:
+            raise ValueError("no such token")
+        return "".join(ALPHABET[i - 1] for i in ids if i)
+
+    def has_room(self, request: GenerationRequest) -> bool:
+        return len(self.streams) < self.room
+
+    def start(self, request: GenerationRequest) -> None:
+        if len(request.prompt_ids) + request.max_new_tokens > self.info.max_context:
+            raise BadRequestError("too long")
+        self.streams[request.key] = len(request.emitted_ids)
+
+    def step(self, keys: Sequence[str]) -> Mapping[str, Token | LlmwsError]:
+        assert set(keys) <= set(self.streams)
+        self.steps.append(list(keys))
+        if self.broken is not None:
+            error, self.broken = self.broken, None
+            raise error
+        outcomes: dict[str, Token | LlmwsError] = {}
+        for key in keys:
+            count = self.streams[key]
+            self.streams[key] += 1
+            outcomes[key] = self.faults.get(key) or Token(count + 1 if count < len(ALPHABET) else EOS)
+        return outcomes
+
+    def free(self, key: str) -> None:
+        self.streams.pop(key, None)
+
+    def close(self) -> None:
+        assert not self.streams or not self.closed
+        self.closed = True
+
+
+class AlphabetLoader:
+    """A `Loader`. Folders whose name begins with `bad` cannot be loaded.
+
+    Attributes:
+        crowded: whether two models do not fit at once.
+        runners: every one that was made.
+        reclaimable: what each load was told.
+    """
+
+    def __init__(self, *, max_running: int = 2) -> None:
+        self.max_running = max_running
+        self.crowded = False
+        self.broken: set[str] = set()
+        self.runners: list[AlphabetRunner] = []
+        self.reclaimable: list[int] = []
+
+    def fits(self, model: ModelRef) -> bool:
+        return not self.crowded
+
+    def load(self, model: ModelRef, *, progress: Progress, reclaimable_bytes: int) -> AlphabetRunner:
+        self.reclaimable.append(reclaimable_bytes)
+        progress(0, model.size_bytes)
+        if model.name.startswith("bad") or model.name in self.broken:
+            raise ModelInvalidError("it is bad")
+        if model.name == "strange":
+            raise RuntimeError("/secret/path is strange")
+        progress(model.size_bytes, model.size_bytes)
+        runner = AlphabetRunner(model, max_running=self.max_running)
+        self.runners.append(runner)
+        return runner

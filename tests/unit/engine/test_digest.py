@@ -1,0 +1,85 @@
+"""Digests tell models apart and do not depend on where they lie."""
+
+import json
+import struct
+
+import pytest
+
+from llmws.engine.digest import model_digest, tokenizer_digest
+from llmws.engine.weights import tensor_bytes, weights_bytes
+from llmws.errors import ModelInvalidError
+
+
+def write_weights(path, data, name="w", dtype="F32"):
+    head = json.dumps(
+        {"__metadata__": {"format": "pt"}, name: {"dtype": dtype, "shape": [1], "data_offsets": [0, len(data)]}}
+    ).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + data)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    write_weights(folder / "model.safetensors", bytes(400_000))
+    return folder
+
+
+def test_the_same_files_elsewhere_have_the_same_digests(folder):
+    before = model_digest(folder), tokenizer_digest(folder)
+    moved = folder.rename(folder.parent / "moved")
+
+    assert (model_digest(moved), tokenizer_digest(moved)) == before
+    assert all(len(digest) == 64 and int(digest, 16) for digest in before)
+
+
+@pytest.mark.parametrize("change", ["config", "values", "name", "more"])
+def test_another_model_has_another_digest(folder, change):
+    before = model_digest(folder)
+    if change == "config":
+        (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    elif change == "values":
+        write_weights(folder / "model.safetensors", bytes([1]) * 400_000)
+    elif change == "name":
+        write_weights(folder / "model.safetensors", bytes(400_000), name="v")
+    else:
+        write_weights(folder / "model-2.safetensors", bytes(4))
+
+    assert model_digest(folder) != before
+
+
+def test_a_chat_template_belongs_to_the_tokenizer(folder):
+    model, tokenizer = model_digest(folder), tokenizer_digest(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+    assert model_digest(folder) == model
+    assert tokenizer_digest(folder) != tokenizer
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"PK", "not a safetensors file"), (bytes(100), "not a safetensors"), (struct.pack("<Q", 9) + b"{", "cut short")],
+)
+def test_what_is_not_safetensors_is_refused(folder, data, message):
+    (folder / "model.safetensors").write_bytes(data)
+
+    with pytest.raises(ModelInvalidError, match=message):
+        model_digest(folder)
+
+
+def test_a_folder_without_a_configuration_is_refused(folder):
+    (folder / "config.json").unlink()
+
+    with pytest.raises(ModelInvalidError, match=r"config\.json"):
+        model_digest(folder)
+
+
+def test_floats_take_the_models_dtype_and_the_rest_stays(folder):
+    write_weights(folder / "model-2.safetensors", bytes(6), name="half", dtype="BF16")
+    write_weights(folder / "model-3.safetensors", bytes(10), name="quantised", dtype="I8")
+
+    assert tensor_bytes(folder) == {"w": ("F32", 400_000), "half": ("BF16", 6), "quantised": ("I8", 10)}
+    assert weights_bytes(folder, dtype_bytes=4) == 400_000 + 12 + 10
+    assert weights_bytes(folder, dtype_bytes=2) == 200_000 + 6 + 10
