@@ -77,8 +77,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule(back=st.integers(0, 3), window=st.one_of(st.none(), st.integers(0, 40)))
     def ack(self, back: int, window: int | None) -> None:
         seq = max(self.user.acked, self.user.last_seq - back)
-        self.user.acked = seq
-        self.user.window_base = max(self.user.window_base, seq)
+        self.user.ack(seq)
         if window is not None:
             self.user.window = window
         self.send({"type": "ack", "seq": seq, "window": window})
@@ -86,7 +85,7 @@ class HubMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.line is not None)
     @rule()
     def ack_bare(self) -> None:
-        self.user.acked = self.user.last_seq
+        self.user.ack(None)
         self.send({"type": "ack"})
 
     # --- the others ----------------------------------------------------------------------------------------------------
@@ -203,6 +202,8 @@ class HubMachine(RuleBasedStateMachine):
         while self.line is not None and self.line.frames:
             message = json.loads(self.line.frames.popleft())
             assert message.get("code") not in ("conflict", "internal", "bad_message"), message
+            if message.get("code") == "queue_full":
+                del self.asked[message["request_id"]]
             self.user.receive(message)
 
     def exchange(self, line: HubClient, message: dict[str, Any]) -> list[dict[str, Any]]:

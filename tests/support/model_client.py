@@ -15,6 +15,7 @@ class ModelClient:
         self.last_seq = 0
         self.acked = 0
         self.has_asked = False
+        self.last_terminal = 0
         self.window: int | None = None
         self.window_base = 0
         self.texts: dict[str, str] = {}
@@ -25,10 +26,17 @@ class ModelClient:
 
     def hello(self, *, window: int | None) -> dict[str, Any]:
         self.window = window
+        self.last_terminal = 0
         hello: dict[str, Any] = {"type": "hello", "window": window}
         if self.session_id is not None:
             hello |= {"session_id": self.session_id, "resume": {"epoch": self.epoch, "last_seq": self.last_seq}}
         return hello
+
+    def ack(self, seq: int | None) -> None:
+        """Notes what an ack does; a bare one covers what came up to the last terminal event on this connection."""
+        seq = max(self.last_terminal, self.acked) if seq is None else seq
+        self.acked = max(self.acked, seq)
+        self.window_base = max(self.window_base, seq)
 
     def receive(self, message: dict[str, Any]) -> None:
         if "seq" in message and "epoch" in message:
@@ -64,6 +72,8 @@ class ModelClient:
         if request_id is None:
             return
         assert request_id not in self.terminals, "an event after the terminal one"
+        if message["type"] in ("done", "error"):
+            self.last_terminal = message["seq"]
         match message["type"]:
             case "start":
                 self.started.append(request_id)

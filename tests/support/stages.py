@@ -142,8 +142,21 @@ class HubClient:
 class HubStage:
     """Hub, door, in-memory store and scripted engine, all synchronous."""
 
-    def __init__(self, *, token: str | None = TOKEN) -> None:
+    def __init__(
+        self,
+        *,
+        token: str | None = TOKEN,
+        models: tuple[ModelRef, ...] = (GUIDE,),
+        selected: ModelRef | None = GUIDE,
+        broken: dict[str, str] | None = None,
+        load_on_demand: bool = True,
+    ) -> None:
         self.token = token
+        self.models = models
+        self.selected = selected
+        self.broken = broken or {}
+        self.load_on_demand = load_on_demand
+        self.is_store_stuck = False
         self.disk = MemoryDisk()
         self.clock = ManualClock()
         self.entropy = CountingEntropy()
@@ -156,17 +169,19 @@ class HubStage:
             heartbeat=m.Heartbeat(interval_s=20),
             server=m.ServerInfo(node_id="node", version="0"),
             generation_defaults=m.Sampling(max_new_tokens=100, do_sample=True, temperature=0.7),
+            load_on_demand=self.load_on_demand,
         )
         self.hub = Hub(settings, clock=self.clock, entropy=self.entropy)
-        self.engine = scripted_engine()
+        self.engine = scripted_engine(self.broken)
         self.engine.start(lambda: None)
         self.store = MemoryStore(self.disk, now_ms=lambda: int(self.clock.time() * 1000))
         self.store.start(lambda: None)
         self.inbox: deque[e.HubEvent] = deque()
         for session_id in self.store.unfinished():
             self.post(e.OpenUnfinished(session_id))
-        self.post(e.ModelsScanned((GUIDE,)))
-        self.post(e.SelectModel(GUIDE))
+        self.post(e.ModelsScanned(self.models))
+        if self.selected is not None:
+            self.post(e.SelectModel(self.selected))
 
     def identify(self, token: str | None) -> Identity | Denied:
         return Identity("local", "admin") if self.token in (None, token) else Denied()
@@ -176,7 +191,8 @@ class HubStage:
         while self.inbox:
             for command in self.hub.handle(self.inbox.popleft()):
                 self.execute(command)
-            self.inbox.extend(self.store.take())
+            if not self.is_store_stuck:
+                self.inbox.extend(self.store.take())
             self.inbox.extend(self.engine.take())
 
     def execute(self, command: e.HubCommand) -> None:
@@ -192,7 +208,7 @@ class HubStage:
             case e.LoadModel(model=model):
                 self.engine.load(model)
             case e.ScanModels():
-                self.inbox.append(e.ModelsScanned((GUIDE,)))
+                self.inbox.append(e.ModelsScanned(self.models))
             case e.Inspect(connection=number, message=message):
                 self.inbox.append(e.Answer(number, inspected(message)))
             case PromptJob():
@@ -325,14 +341,14 @@ class SocketStage:
 # --- both ----------------------------------------------------------------------------------------------------------
 
 
-def scripted_engine() -> ScriptedEngine:
+def scripted_engine(broken: dict[str, str] | None = None) -> ScriptedEngine:
     """`Hello` to everybody, but numbers to whoever asks for them."""
     numbers = tuple(Step(((number, f"{number} "),)) for number in range(1, 101))
 
     def script(request):
         return numbers if request.prompt_ids == (9,) else HELLO
 
-    return ScriptedEngine(script, models={GUIDE.name: model_info(GUIDE, max_context=MAX_CONTEXT)})
+    return ScriptedEngine(script, models={GUIDE.name: model_info(GUIDE, max_context=MAX_CONTEXT)}, broken=broken)
 
 
 def rendered(job: PromptJob) -> PromptReady | PromptFailed:

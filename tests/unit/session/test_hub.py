@@ -1,0 +1,344 @@
+"""The hub's rules one by one, each told as a short story on the synchronous stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from llmws.engine_api import ModelRef
+from llmws.session import events as e
+from llmws.session.hub import EVICT_AFTER_S
+from tests.support.stages import GUIDE, HubClient, HubStage
+
+OTHER = ModelRef(name="other", path="var/models/other", location="/var/other", size_bytes=5, source="var")
+ASK: dict[str, Any] = {"type": "inference", "request_id": "a", "prompt": "hi"}
+
+
+async def client(stage: HubStage, **hello: Any) -> HubClient:
+    made = await stage.connect()
+    await made.send({"type": "hello", "auth": stage.token, **hello})
+    return made
+
+
+async def welcomed(stage: HubStage, **hello: Any) -> tuple[HubClient, dict[str, Any]]:
+    made = await client(stage, **hello)
+    return made, await made.receive()
+
+
+async def types(made: HubClient) -> list[str]:
+    """The types of everything that has come, `code` for errors and logs."""
+    seen = []
+    while made.frames:
+        message = await made.receive()
+        seen.append(message.get("code", message["type"]))
+    return seen
+
+
+async def finish(stage: HubStage) -> None:
+    for _ in range(3):
+        await stage.step()
+
+
+# --- log before wire -------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_of_a_request_is_sent_while_the_store_is_silent():
+    stage = HubStage()
+    user, _ = await welcomed(stage)
+    stage.is_store_stuck = True
+    await user.send(ASK)
+    await finish(stage)
+    assert await types(user) == []
+    stage.is_store_stuck = False
+    stage.post(e.Tick())
+    assert await types(user) == ["start", "token", "token", "done"]
+
+
+async def test_an_acceptance_is_told_only_when_it_is_durable():
+    stage = HubStage()
+    user, _ = await welcomed(stage)
+    await user.send(ASK)
+    stage.is_store_stuck = True
+    await user.send({**ASK, "request_id": "b"})
+    assert "queue" not in await types(user)
+    stage.is_store_stuck = False
+    stage.post(e.Tick())
+    assert "queue" in await types(user)
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+async def test_without_a_model_a_request_is_refused():
+    user, welcome = await welcomed(HubStage(models=(), selected=None))
+    assert "model" in welcome
+    assert welcome["model"] is None
+    await user.send(ASK)
+    assert await types(user) == ["no_model"]
+
+
+async def test_a_switch_waits_for_what_runs_and_holds_back_what_waits():
+    stage = HubStage(models=(GUIDE, OTHER))
+    one, _ = await welcomed(stage)
+    two, _ = await welcomed(stage)
+    await one.send(ASK)
+    await stage.step()
+    await two.send({"type": "switch_model", "name": "other"})
+    await two.send(ASK)
+    assert await types(two) == []
+    await finish(stage)
+    assert await types(one) == ["start", "token", "token", "done"]
+    seen = [await two.receive() for _ in range(4)]
+    assert [each.get("code", each["type"]) for each in seen] == ["loading", "loading", "model_switched", "start"]
+    assert (seen[2]["seq"], seen[3]["model"]) == (1, "other")
+
+
+async def test_a_failed_switch_keeps_the_old_model():
+    stage = HubStage(models=(GUIDE, OTHER), broken={"other": "its files are damaged"})
+    user, _ = await welcomed(stage)
+    await user.send({"type": "switch_model", "model_path": "var/models/other"})
+    seen = [await user.receive() for _ in range(len(user.frames))]
+    assert seen[-1]["code"] == "model_failed"
+    assert seen[-1]["message"] == "its files are damaged"
+    assert "seq" not in seen[-1]
+    await user.send(ASK)
+    start = await user.receive()
+    assert (start["type"], start["model"]) == ("start", GUIDE.name)
+
+
+async def test_a_model_that_is_not_there_cannot_be_switched_to():
+    user, _ = await welcomed(HubStage())
+    await user.send({"type": "switch_model", "name": "nope"})
+    assert await types(user) == ["model_not_found"]
+
+
+async def test_only_admins_switch():
+    stage = HubStage(models=(GUIDE, OTHER))
+    stage.identify = lambda token: msgspec.structs.replace(HubStage.identify(stage, token))  # type: ignore[method-assign]
+    user = await stage.connect()
+    from llmws.protocol import messages as m
+
+    stage.post(e.Attach(user.number, "somebody", "user", m.Hello()))
+    stage.post(e.Receive(user.number, m.SwitchModel(name="other")))
+    stage.post(e.Receive(user.number, m.DeleteModel(model_name="other")))
+    assert await types(user) == ["welcome", "forbidden", "forbidden"]
+
+
+async def test_a_request_for_another_model_loads_it_and_does_not_starve():
+    stage = HubStage(models=(GUIDE, OTHER))
+    one, _ = await welcomed(stage)
+    two, _ = await welcomed(stage)
+    three, _ = await welcomed(stage)
+    await one.send(ASK)
+    await two.send({**ASK, "model": "other"})
+    await three.send(ASK)
+    await finish(stage)
+    await finish(stage)
+    starts = [
+        message["model"]
+        for each in (one, two, three)
+        for message in [await each.receive()]
+        if message["type"] == "start"
+    ]
+    assert starts == [GUIDE.name, "other", "other"]
+
+
+async def test_load_on_demand_can_be_switched_off():
+    user, _ = await welcomed(HubStage(models=(GUIDE, OTHER), load_on_demand=False))
+    await user.send({**ASK, "model": "other"})
+    assert await types(user) == ["model_not_found"]
+
+
+async def test_requests_that_need_a_model_that_cannot_be_loaded_end():
+    stage = HubStage(models=(OTHER,), selected=None, broken={"other": "damaged"})
+    user, _ = await welcomed(stage)
+    await user.send({**ASK, "model": "other"})
+    error = await user.receive()
+    assert (error["code"], error["seq"]) == ("model_failed", 1)
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"input_ids": [1]}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": {"user": "x", "images": [{"data": "", "mime": "image/png"}]}}, "prompt.images"),
+        ({"parent_id": "x"}, "parent_id"),
+    ],
+)
+async def test_a_request_without_a_clear_context_is_refused(change, field):
+    user, _ = await welcomed(HubStage())
+    await user.send({**ASK, **change})
+    error = await user.receive()
+    assert (error["code"], error["field"], error["request_id"]) == ("bad_request", field, "a")
+
+
+async def test_a_full_queue_refuses_and_loses_nothing():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    for number in range(welcome["limits"]["max_queue"] + 1):
+        await user.send({**ASK, "request_id": f"r{number}"})
+    assert (await types(user))[-1] == "queue_full"
+    for _ in range(40):
+        await finish(stage)
+    assert (await types(user)).count("done") == welcome["limits"]["max_queue"]
+
+
+async def test_a_lost_connection_ends_only_what_asked_for_it():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send({**ASK, "on_disconnect": "cancel"})
+    await user.send({**ASK, "request_id": "b"})
+    await user.cut()
+    await finish(stage)
+    again, _ = await welcomed(stage, session_id=welcome["session_id"])
+    ends = [m for m in [await again.receive() for _ in range(len(again.frames))] if m["type"] == "done"]
+    assert [(end["request_id"], end["finish_reason"]) for end in ends] == [("a", "cancelled"), ("b", "stop")]
+
+
+async def test_a_generation_that_nobody_collects_ends_with_its_ttl():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send({**ASK, "ttl_s": 60})
+    await stage.step()
+    await user.cut()
+    stage.clock.now_s += 61
+    stage.post(e.Tick())
+    again, _ = await welcomed(stage, session_id=welcome["session_id"])
+    ends = [m for m in [await again.receive() for _ in range(len(again.frames))] if m["type"] == "done"]
+    assert [end["finish_reason"] for end in ends] == ["interrupted"]
+
+
+async def test_a_request_that_kills_the_process_again_and_again_is_ended():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    for _ in range(4):
+        await stage.restart()
+    again, _ = await welcomed(stage, session_id=welcome["session_id"])
+    errors = [m for m in [await again.receive() for _ in range(len(again.frames))] if m["type"] == "error"]
+    assert [error["code"] for error in errors] == ["model_failed"]
+
+
+async def test_while_draining_a_new_request_is_sent_away_and_what_runs_goes_on():
+    stage = HubStage()
+    user, _ = await welcomed(stage)
+    late, _ = await welcomed(stage)
+    await user.send(ASK)
+    stage.post(e.Drain())
+    await late.send(ASK)
+    assert await late.closed() == 4503
+    await finish(stage)
+    assert (await types(user))[-1] == "done"
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_conversation_and_the_settings_survive_a_kill():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send({"type": "config", "data": {"temperature": 0.25}})
+    await user.send(ASK)
+    await finish(stage)
+    await user.send({"type": "ack"})
+    await stage.restart()
+    again, _ = await welcomed(stage, session_id=welcome["session_id"])
+    await types(again)
+    await again.send({"type": "history"})
+    history = await again.receive()
+    assert [(each["role"], each["content"]) for each in history["messages"]] == [("user", "hi"), ("assistant", "Hello")]
+    await again.send({"type": "config", "data": {}})
+    assert (await again.receive())["config"]["temperature"] == 0.25
+
+
+async def test_an_idle_session_leaves_memory_and_comes_back():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await finish(stage)
+    last = [await user.receive() for _ in range(len(user.frames))][-1]
+    await user.cut()
+    stage.clock.now_s += EVICT_AFTER_S + 1
+    stage.post(e.Tick())
+    observer, _ = await welcomed(stage)
+    await observer.send({"type": "get_status"})
+    assert (await observer.receive())["sessions"] == 1
+    position = {"epoch": last["epoch"], "last_seq": last["seq"] - 1}
+    again, resumed = await welcomed(stage, session_id=welcome["session_id"], resume=position)
+    assert resumed["status"] == "resumed"
+    assert resumed["epoch"] > last["epoch"]
+    assert await again.receive() == last
+
+
+async def test_messages_that_come_before_a_session_is_open_are_not_lost():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await stage.restart()
+    await finish(stage)
+    stage.is_store_stuck = True
+    eager = await client(stage, session_id="6f1c0000-0000-4000-8000-000000000000")
+    await eager.send({**ASK, "request_id": "eager"})
+    stage.is_store_stuck = False
+    stage.post(e.Tick())
+    await finish(stage)
+    assert await types(eager) == ["welcome", "start", "token", "token", "done"]
+    assert welcome["session_id"]
+
+
+async def test_when_the_log_cannot_be_written_the_client_is_sent_away_and_nothing_it_saw_is_lost():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await stage.step()
+    seen = [await user.receive() for _ in range(len(user.frames))]
+    stage.disk.failing.add(welcome["session_id"])
+    await stage.step()
+    assert await types(user) == ["storage_failed"]
+    assert await user.closed() == 4500
+    position = {"epoch": seen[-1]["epoch"], "last_seq": seen[-1]["seq"]}
+    again, resumed = await welcomed(stage, session_id=welcome["session_id"], resume=position)
+    assert resumed["status"] == "resumed"
+    await finish(stage)
+    rest = [await again.receive() for _ in range(len(again.frames))]
+    assert "".join(each["data"] for each in (*seen, *rest) if each["type"] == "token") == "Hello"
+
+
+async def test_an_ended_session_is_gone_for_good():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await user.send({"type": "end_session", "session_id": welcome["session_id"]})
+    assert (await types(user))[-1] == "session_ended"
+    assert await user.closed() == 1000
+    _, again = await welcomed(stage, session_id=welcome["session_id"])
+    assert (again["status"], again["reason"]) == ("new", "session_unknown")
+
+
+async def test_at_most_eight_observers():
+    stage = HubStage()
+    _, welcome = await welcomed(stage)
+    for _ in range(8):
+        await welcomed(stage, session_id=welcome["session_id"], mode="observe")
+    ninth = await client(stage, session_id=welcome["session_id"], mode="observe")
+    assert await types(ninth) == ["rate_limited"]
+    assert await ninth.closed() == 1013
+
+
+async def test_a_congested_connection_is_served_from_the_file_later():
+    stage = HubStage()
+    user, _ = await welcomed(stage)
+    await user.send({"type": "inference", "request_id": "n", "input_ids": [9], "config": {"max_new_tokens": 50}})
+    stage.post(e.Congested(user.number))
+    for _ in range(60):
+        await stage.step()
+    assert await types(user) == ["start"]
+    stage.post(e.Drained(user.number))
+    assert (await types(user)).count("token") == 50
