@@ -5,6 +5,7 @@ Knows neither records nor sessions. Invariant: whatever is made here is readable
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Protocol
@@ -153,7 +154,7 @@ def write_atomically(disk: Disk, path: Path, data: bytes) -> None:
     try:
         disk.truncate(handle, 0)
         if disk.write(handle, data) != len(data):
-            raise OSError(f"{draft.name}: the disk is full")
+            raise OSError(errno.ENOSPC, "the disk is full")
         disk.sync(handle)
     finally:
         disk.close(handle)

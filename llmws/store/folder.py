@@ -178,20 +178,24 @@ def open_session(site: Site, session_id: str) -> tuple[SessionFolder, Opened] | 
     old = _read_meta(site, path, uuid.UUID(session_id).bytes)
     if old is None:
         return None
+    for segment in (*old.buffer.segments, *old.conversation.segments):
+        # Without its key a whole log looks torn, and would be cut down to nothing.
+        site.keys.require(segment.kid)
     data = {log: text for log in LOGS if (text := read_whole(site.disk, _log_path(path, log))) is not None}
     found = _recover(site, session_id, old, data)
     ends = _ends(old, found["buffer"])
     epoch = max(*(epoch + 1 for epoch, _ in ends), site.now_ms())
     # A log shorter than what was durable has lost events that clients may have seen, however clean its end is.
-    damaged = found["buffer"].corrupt or found["buffer"].last_n < old.buffer.durable_n
-    meta = msgspec.structs.replace(old, epoch=epoch, ends=ends, corrupt_epoch=epoch if damaged else old.corrupt_epoch)
+    damaged = {log for log in LOGS if found[log].corrupt or found[log].last_n < getattr(old, log).durable_n}
+    corrupt_epoch = epoch if "buffer" in damaged else old.corrupt_epoch
+    meta = msgspec.structs.replace(old, epoch=epoch, ends=ends, corrupt_epoch=corrupt_epoch)
     folder = SessionFolder(site, session_id, meta, found)
     # Meta before mending: a corrupt file, once mended, no longer shows that positions in it cannot be trusted.
     for log in data:
         _sync_file(site.disk, _log_path(path, log))
     folder.write_meta(old.session)
     for log, text in data.items():
-        _mend_log(site.disk, _log_path(path, log), text, found[log])
+        _mend_log(site.disk, _log_path(path, log), text, found[log], damaged=log in damaged)
     return folder, Opened(
         session_id=session_id,
         epoch=epoch,
@@ -254,12 +258,12 @@ def _sync_file(disk: Disk, path: Path) -> None:
         disk.close(handle)
 
 
-def _mend_log(disk: Disk, path: Path, data: bytes, found: Recovered) -> None:
-    if found.corrupt:
-        _logger.error("%s is damaged; it is kept as %s", path, path.with_suffix(".corrupt").name)
+def _mend_log(disk: Disk, path: Path, data: bytes, found: Recovered, *, damaged: bool) -> None:
+    if damaged:
+        _logger.error("%s is damaged: %d of %d bytes are good", path, found.good_bytes, len(data))
     elif found.good_bytes < len(data):
         _logger.warning("%s: %d bytes at its end are dropped or torn", path, len(data) - found.good_bytes)
-    mend(disk, path, data, found)
+    mend(disk, path, data, found, damaged=damaged)
 
 
 def _recover(site: Site, session_id: str, meta: Meta, data: dict[LogName, bytes]) -> dict[LogName, Recovered]:

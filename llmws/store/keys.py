@@ -40,6 +40,13 @@ class KeyRing:
         """The master key of a kid, None if it is not in the ring."""
         return self._keys.get(kid)
 
+    def require(self, kid: int) -> bytes:
+        """The master key of a kid. Raises StorageError."""
+        master = self._keys.get(kid)
+        if master is None:
+            raise StorageError(f"master key {kid} is not in the key file; put it back")
+        return master
+
     def meta_mac_key(self, kid: int, session: bytes) -> bytes:
         """The key that authenticates a session's `meta.json`. Raises StorageError on an unknown kid."""
         return self._derive(kid, b"llmws/meta/1" + session)
@@ -49,10 +56,7 @@ class KeyRing:
         return self._derive(kid, b"llmws/ledger/1" + session)
 
     def _derive(self, kid: int, info: bytes) -> bytes:
-        master = self._keys.get(kid)
-        if master is None:
-            raise StorageError(f"master key {kid} is not in the key file; put it back")
-        return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(master)
+        return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(self.require(kid))
 
 
 def load_keys(
@@ -72,12 +76,11 @@ def load_keys(
     """
     if folder := environ.get("CREDENTIALS_DIRECTORY"):
         credential = Path(folder) / _CREDENTIAL
-        if credential.exists():
-            return KeyRing(_parse(credential, _read(credential)))
+        if (text := _read(credential, modes=0o777)) is not None:
+            return KeyRing(_parse(credential, text))
     path = key_file or state / "keys" / "master.key"
-    if path.exists():
-        _refuse_loose_mode(path)
-        return KeyRing(_parse(path, _read(path)))
+    if (text := _read(path, modes=0o700)) is not None:
+        return KeyRing(_parse(path, text))
     if key_file is not None:
         raise ConfigError(f"{path}: there is no key file; make one, or set storage.key_file to null")
     if any((state / "sessions").glob("*")):
@@ -98,19 +101,19 @@ def _make(path: Path, key: bytes) -> KeyRing:
     return KeyRing({1: key})
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, *, modes: int) -> str | None:
+    """The file's text, None if it is missing. `modes`: the permissions it may have (systemd's need not be checked)."""
     try:
+        mode = path.stat().st_mode & 0o777
+        if mode & ~modes:
+            raise ConfigError(f"{path}: others can read the master key (mode {mode:04o}); fix it: chmod 600 {path}")
         return path.read_text("ascii")
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a key file; restore it from a backup") from None
-
-
-def _refuse_loose_mode(path: Path) -> None:
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        raise ConfigError(f"{path}: others can read the master key (mode {mode:04o}); fix it: chmod 600 {path}")
 
 
 def _parse(path: Path, text: str) -> dict[int, bytes]:

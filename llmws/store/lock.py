@@ -37,13 +37,16 @@ def hold_state_folder(state: Path) -> StateLock:
         raise ConfigError(f"{state}: cannot be used as the state folder ({error.strerror})") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
         os.close(handle)
         raise ConfigError(
             f"{state}: in use by another llmws server (process {holder or 'unknown'}); "
             "stop that one, or give this one its own paths.state_dir"
         ) from None
+    except OSError as error:
+        os.close(handle)
+        raise ConfigError(f"{state}: cannot be locked ({error.strerror}); it must be on a local disk") from None
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return StateLock(handle)

@@ -196,21 +196,22 @@ class LogFile:
                 yield line + b"\n"
 
 
-def mend(disk: Disk, path: Path, data: bytes, recovered: Recovered) -> None:
-    """Makes the file hold the true prefix and nothing else. A corrupt file is kept beside it as `<name>.corrupt`.
+def mend(disk: Disk, path: Path, data: bytes, recovered: Recovered, *, damaged: bool) -> None:
+    """Makes the file hold the true prefix and nothing else. Raises OSError.
 
     Args:
         disk: the disk.
         path: of the file.
         data: the file's bytes, which `recovered` was found in.
         recovered: what they truly hold.
+        damaged: whether more is amiss than a torn end; the file is then kept too, as `<name>.corrupt`.
     """
-    if recovered.corrupt:
+    if damaged and recovered.good_bytes < len(data):
         write_atomically(disk, path.with_suffix(".corrupt"), data)
     if not recovered.records:
         disk.unlink(path)
         disk.sync_folder(path.parent)
-    elif recovered.corrupt:
+    elif damaged:
         write_atomically(disk, path, data[: recovered.good_bytes])
     elif recovered.good_bytes < len(data):
         handle = disk.open(path, create=False)

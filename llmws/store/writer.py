@@ -13,9 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from llmws.errors import ConfigError, StorageError
@@ -50,8 +50,9 @@ from llmws.store_api import (
 
 _logger = logging.getLogger(__name__)
 
-# Two handles a session: together these keep the store below 256 open files.
-_IDLE_SESSIONS: Final = 96
+# At most two handles a session, mostly one: together these three keep the store below 400 open files.
+_IDLE_SESSIONS: Final = 128
+_ROUND_SESSIONS: Final = 32
 _SYNCS_IN_FLIGHT: Final = 24
 # Files side by side share one journal commit; opening and reading use the interpreter, where more threads gain nothing.
 _SYNC_THREADS: Final = 8
@@ -145,7 +146,7 @@ class FileStore:
         """See `SessionStore`. Sessions that are still open keep the meta they have."""
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
+            self._changed.notify()
         if self._writer.ident is not None:
             self._writer.join()
         self._syncs.shutdown()
@@ -158,54 +159,61 @@ class FileStore:
         lane.busy = True
         self._busy += 1
         self._ready.append(lane)
-        self._changed.notify_all()
+        self._changed.notify()
 
-    def _next(self) -> tuple[_Lane, StoreOp | list[Append]] | None:
-        """Waits for a lane with work, and takes its leading appends, or its first operation. None: all is done."""
+    def _next_round(self) -> list[tuple[_Lane, StoreOp | list[Append]]]:
+        """Waits for lanes with work, and takes of each what can be done now. Empty: the store is closed and done."""
         with self._changed:
-            while not self._ready:
-                if self._closing and not self._busy:
-                    return None
+            while not self._ready and (self._busy or not self._closing):
                 self._changed.wait()
-            lane = self._ready.popleft()
-            op = lane.ops.popleft()
-            if not isinstance(op, Append):
-                return lane, op
-            appends = [op]
-            while lane.ops and isinstance(op := lane.ops[0], Append):
-                appends.append(op)
-                lane.ops.popleft()
-            return lane, appends
+            lanes = [self._ready.popleft() for _ in range(min(len(self._ready), _ROUND_SESSIONS))]
+            return [(lane, _next_work(lane)) for lane in lanes]
 
-    def _free(self, lane: _Lane) -> None:
-        """Ends the work on a lane."""
+    def _free(self, lanes: Iterable[_Lane]) -> None:
+        """Ends the work on lanes."""
         with self._changed:
-            lane.busy = False
-            self._busy -= 1
-            if lane.ops:
-                self._make_ready(lane)
-            elif lane.folder is None and not lane.failed:
-                del self._lanes[lane.session_id]
-            self._changed.notify_all()
+            for lane in lanes:
+                lane.busy = False
+                self._busy -= 1
+                if lane.ops:
+                    self._make_ready(lane)
+                elif lane.folder is None and not lane.failed:
+                    del self._lanes[lane.session_id]
+            self._changed.notify()
 
     def _post(self, *answers: StoreEvent) -> None:
+        if not answers:
+            return
         with self._changed:
             self._answers.extend(answers)
             due, self._notified = not self._notified, True
         if due:
-            self._notify()
+            # An event loop that is closed no longer listens; what is queued must be written all the same.
+            with suppress(RuntimeError):
+                self._notify()
 
     # --- the writer thread -----------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        while (work := self._next()) is not None:
-            lane, task = work
-            self._holding[lane.session_id] = lane
-            self._holding.move_to_end(lane.session_id)
-            if isinstance(task, list):
-                self._append(lane, task)
-            else:
-                self._tasks.submit(self._carry_out, lane, task)
+        while work := self._next_round():
+            answers: list[StoreEvent] = []
+            done: list[_Lane] = []
+            to_sync: list[tuple[_Lane, list[LogName]]] = []
+            for lane, task in work:
+                self._holding[lane.session_id] = lane
+                self._holding.move_to_end(lane.session_id)
+                if not isinstance(task, list):
+                    self._tasks.submit(self._carry_out, lane, task)
+                elif logs := self._append(lane, task, answers):
+                    to_sync.append((lane, logs))
+                else:
+                    done.append(lane)
+            # One wake-up of the hub a round: waking it for each session costs more than writing the session's records.
+            self._post(*answers)
+            self._free(done)
+            for lane, logs in to_sync:
+                self._sync_slots.acquire()
+                self._syncs.submit(self._sync, lane, logs)
             self._release_idle()
         for lane in self._lanes.values():
             with self._failures_of(lane):
@@ -221,21 +229,17 @@ class FileStore:
             elif lane.folder is not None:
                 lane.folder.release()
 
-    def _append(self, lane: _Lane, appends: list[Append]) -> None:
-        """Writes what was appended, each log with one write, and has those synced that need it."""
+    def _append(self, lane: _Lane, appends: list[Append], answers: list[StoreEvent]) -> list[LogName]:
+        """Writes what was appended, each log with one write. Returns the logs that must be synced."""
         records: dict[LogName, list[Record]] = {}
         for append in appends:
             records.setdefault(append.log, []).extend(append.records)
-        to_sync = sorted({append.log for append in appends if append.sync})
         with self._failures_of(lane):
             for log, of_log in records.items():
                 lane.opened().logs[log].append(of_log)
-            self._post(*(_progress(lane, log) for log in records))
-        if lane.folder is not None and to_sync:
-            self._sync_slots.acquire()
-            self._syncs.submit(self._sync, lane, to_sync)
-        else:
-            self._free(lane)
+                answers.append(_progress(lane, log))
+            return sorted({append.log for append in appends if append.sync})
+        return []
 
     # --- the pools' threads ----------------------------------------------------------------------------------------
 
@@ -245,12 +249,12 @@ class FileStore:
                 lane.opened().logs[log].sync()
             self._post(*(_progress(lane, log) for log in logs))
         self._sync_slots.release()
-        self._free(lane)
+        self._free([lane])
 
     def _carry_out(self, lane: _Lane, op: StoreOp) -> None:
         with self._failures_of(lane):
             self._perform(lane, op)
-        self._free(lane)
+        self._free([lane])
 
     def _perform(self, lane: _Lane, op: StoreOp) -> None:
         match op:
@@ -313,6 +317,18 @@ class FileStore:
             lane.folder.release()
             lane.folder = None
         self._post(Failed(session_id=lane.session_id, message=message))
+
+
+def _next_work(lane: _Lane) -> StoreOp | list[Append]:
+    """Takes a lane's first operation, or all the appends that it begins with."""
+    op = lane.ops.popleft()
+    if not isinstance(op, Append):
+        return op
+    appends = [op]
+    while lane.ops and isinstance(op := lane.ops[0], Append):
+        appends.append(op)
+        lane.ops.popleft()
+    return appends
 
 
 def _progress(lane: _Lane, log: LogName) -> Flushed:

@@ -234,14 +234,33 @@ def test_a_log_that_is_gone_voids_older_positions(site):
     assert (answer.records, answer.corrupt_epoch) == ((), answer.epoch)
 
 
+def test_a_log_whose_master_key_is_gone_is_left_alone(site):
+    """Without the key it would look torn from its first line on, and be cut down to nothing."""
+    path = killed(site, numbers=()) / "buffer.jsonl"
+    ring = {1: b"k" * 32, 2: b"n" * 32}
+    folder, _ = open_session(msgspec.structs.replace(site, keys=KeyRing(ring)), ID)
+    folder.logs["buffer"].append(events(1, 2))
+    folder.close(META)
+    before = path.read_bytes()
+    ring[3] = b"m" * 32
+    opened(msgspec.structs.replace(site, keys=KeyRing(ring)))
+    del ring[2]
+    with pytest.raises(StorageError, match="master key 2 is not in the key file"):
+        open_session(msgspec.structs.replace(site, keys=KeyRing(ring)), ID)
+    assert path.read_bytes() == before
+
+
 def test_a_conversation_copied_over_the_buffer_is_not_taken_for_one(site):
     folder = create_session(site, ID, 7, META)
     folder.logs["buffer"].append(events(1, 2))
     folder.logs["conversation"].append([message(1), message(2)])
     folder.close(META)
     path = site.sessions / ID
-    (path / "buffer.jsonl").write_bytes((path / "conversation.jsonl").read_bytes())
+    copied = (path / "conversation.jsonl").read_bytes()
+    (path / "buffer.jsonl").write_bytes(copied)
     answer = opened(site)
+    assert (path / "buffer.corrupt").read_bytes() == copied
+    assert not (path / "buffer.jsonl").exists()
     assert (answer.records, answer.corrupt_epoch) == ((), answer.epoch)
     assert answer.conversation == (message(1), message(2))
 

@@ -76,6 +76,12 @@ def test_a_bad_key_file_is_named_and_its_contents_are_not(tmp_path, text, said):
     assert LINE.split()[1] not in str(raised.value)
 
 
+def test_a_key_file_that_is_a_folder_is_named(tmp_path):
+    (tmp_path / "folder").mkdir(mode=0o700)
+    with pytest.raises(ConfigError, match="folder: cannot be read"):
+        load_keys(tmp_path, key_file=tmp_path / "folder", environ={})
+
+
 def test_a_configured_key_file_is_not_made(tmp_path):
     with pytest.raises(ConfigError, match="there is no key file"):
         load_keys(tmp_path, key_file=tmp_path / "k", environ={})
