@@ -48,6 +48,11 @@ class Entrance:
             max_connections=limits.max_connections, max_unauthenticated=limits.max_unauthenticated
         )
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open, of every kind."""
+        return len(self._admission)
+
     def admit(self, transport: asyncio.Transport) -> None:
         """Counts a new connection, and cuts the one that has to go for it."""
         victim = self._admission.enter(transport, network_of(peer_address(transport)))

@@ -31,8 +31,8 @@ BACKLOG: Final = 2048
 """With 100 a good client waited a second beside 200 slow ones."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-NOTSENT_LOWAT_BYTES: Final = 64 * 1024
-"""How much unsent data the kernel takes. Without a bound it takes megabytes before a client counts as congested."""
+NOTSENT_LOWAT_BYTES: Final = 16 * 1024
+"""How much unsent data the kernel takes; without a bound, megabytes before a client counts as congested."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -124,6 +124,11 @@ class Server:
             ),
             self.started,
         )
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, HTTP and WebSocket, signed in or not."""
+        return self._entrance.connections
 
     async def run(self) -> None:
         """Listens and serves until `stop`, or until it is cancelled."""

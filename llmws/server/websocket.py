@@ -25,6 +25,7 @@ from llmws.server.door import MAX_HELLO_BYTES, Accepted, Close, Door, Forward, R
 from llmws.server.entrance import Entrance, peer_address
 from llmws.server.hosts import Refusal
 from llmws.server.ports import Identity
+from llmws.server.pulse import Pulse
 
 HIGH_WATER_BYTES: Final = 32 * 1024
 """Above this much unsent the connection is congested: live pushes to it stop."""
@@ -71,10 +72,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._closing = False
         # One at a time: the hello's timeout, then the heartbeat, then the closing's timeout.
         self._timer: asyncio.TimerHandle | None = None
-        self._pinged = False
-        self._heard = False
+        self._pulse = Pulse()
         self._written_bytes = 0
-        self._taken_bytes = 0
 
     # --- Sink ------------------------------------------------------------------------------------------------------
 
@@ -106,7 +105,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses, acts on every complete message, and sends what the framing itself answers."""
-        self._heard = True
+        self._pulse.sign()
         if self._door is not None:
             self._incomplete_bytes += len(data)
         self.wire.receive_data(data)
@@ -121,8 +120,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._flush()
 
     def eof_received(self) -> None:
-        """The other side has ended its half: asyncio closes ours, which must not wait for ever on a full buffer."""
-        self._linger(CLOSE_TIMEOUT_S)
+        """The client has ended its half without saying goodbye; it would not answer anything any more."""
+        self.cut()
 
     def pause_writing(self) -> None:
         """The write buffer is above the high-water mark."""
@@ -131,7 +130,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The write buffer is below the low-water mark again."""
         self._congested = False
-        self._heard = True
+        self._pulse.sign()
         self._transport.resume_reading()
         if self._number is not None:
             self._entrance.sessions.drained(self._number)
@@ -144,8 +143,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._connections.discard(self)
         self._entrance.left(self._transport)
         if self._number is not None:
-            number, self._number = self._number, None
-            self._entrance.sessions.detach(number)
+            self._entrance.sessions.detach(self._number)
 
     def cut(self) -> None:
         """Ends the connection at once."""
@@ -240,17 +238,10 @@ class WebSocketProtocol(asyncio.Protocol):
         self.close(outcome.code, outcome.reason)
 
     def _beat(self) -> None:
-        """Pings; whoever gave no sign of life since the last ping is gone.
-
-        Any bytes count, not only the pong. So does a full socket that took more, because only the client's reading
-        empties it: a slow link keeps its connection while the ping still waits behind what was sent before.
-        """
-        taken_bytes = self._written_bytes - self._transport.get_write_buffer_size()
-        progressed = self._congested and taken_bytes > self._taken_bytes
-        if self._pinged and not self._heard and not progressed:
+        unsent_bytes = self._transport.get_write_buffer_size()
+        if not self._pulse.beat(written_bytes=self._written_bytes, unsent_bytes=unsent_bytes):
             self.close(CloseCode.HEARTBEAT, "no sign of life")
             return
-        self._heard, self._pinged, self._taken_bytes = False, True, taken_bytes
         self.wire.send_ping(b"")
         self._flush()
         self._arm(self._entrance.server.heartbeat_s, self._beat)
@@ -262,8 +253,10 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._write(data)
             else:
                 self._end()
-        if self.wire.close_expected():
-            self._linger(CLOSE_TIMEOUT_S)
+        if self.wire.close_expected() and not self._closing:
+            self._closing = True
+            self._transport.resume_reading()
+            self._arm(CLOSE_TIMEOUT_S, self.cut)
 
     def _end(self) -> None:
         """Ends our half of the connection, or both halves when the client has said goodbye or was never let in.
@@ -280,15 +273,8 @@ class WebSocketProtocol(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
         self._written_bytes += len(data)
-        if self._congested and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES and not self._closing:
+        if self._congested and not self._closing and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             self._transport.pause_reading()
-
-    def _linger(self, timeout_s: float) -> None:
-        """Waits for the other side to close, not for ever."""
-        if not self._closing:
-            self._closing = True
-            self._transport.resume_reading()
-            self._arm(timeout_s, self.cut)
 
     def _arm(self, delay_s: float, callback: Callable[[], None]) -> None:
         if self._timer is not None:

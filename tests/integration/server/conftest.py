@@ -52,6 +52,7 @@ async def serve() -> AsyncIterator[Serve]:
         attached = sorted(call[1:2] for call in one.sessions.calls if call[0] == "attach")
         detached = sorted(call[1:2] for call in one.sessions.calls if call[0] == "detach")
         assert detached == attached
+        assert one.server.connections == 0
 
 
 @pytest.fixture

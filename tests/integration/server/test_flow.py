@@ -100,9 +100,9 @@ async def test_a_client_that_reads_slowly_and_says_nothing_is_alive(serve: Serve
     ends_s, read_bytes = loop.time() + 1.0, 0
     with sock:
         while loop.time() < ends_s:
-            read_bytes += len(await loop.sock_recv(sock, 4096))
+            read_bytes += len(await loop.sock_recv(sock, 16384))
             fill(running)
-            await asyncio.sleep(0.02)  # the slow link
+            await asyncio.sleep(0.01)  # the slow link
     assert ("detach", 1) not in running.sessions.calls
     assert read_bytes > 0
 

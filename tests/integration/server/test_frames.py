@@ -50,6 +50,8 @@ async def test_above_twice_the_limit_the_client_reads_1009_although_it_is_still_
     client = await (await serve(limits=SMALL)).attached()
     client.send("x" * size_bytes)
     assert await client.close_code() == 1009
+    await client.writer.drain()
+    assert await client.reader.read() == b""
 
 
 async def test_a_fragmented_message_above_twice_the_limit(serve: Serve) -> None:
@@ -66,6 +68,15 @@ async def test_what_came_whole_before_a_failure_is_received(serve: Serve) -> Non
     client.writer.write(frame(ACK.encode()) + frame(b"x" * 40_001))
     assert await client.close_code() == 1009
     await running.sessions.saw("receive", 1, m.Ack(seq=1))
+
+
+async def test_before_the_hello_many_small_messages_are_no_large_one(running: Running) -> None:
+    client = await running.upgraded()
+    client.writer.write(frame(b'{"type":"ping","t":"%s"}' % (b"x" * 200)) * 500)
+    for _ in range(500):
+        assert '"pong"' in await client.text()
+    client.send(json.dumps({"auth": running.token}))
+    assert '"hello"' in await client.text()
 
 
 async def test_before_the_hello_little_is_buffered(running: Running) -> None:
@@ -152,6 +163,15 @@ async def test_a_reset_in_the_middle_of_a_frame_detaches_once_and_silences_the_s
     sink.try_send(b"{}")
     sink.close(4409, "late")
     assert running.sessions.calls.count(("detach", 1)) == 1
+
+
+async def test_a_half_closed_connection_with_a_full_buffer_is_given_up_too(running: Running) -> None:
+    client = await running.attached(receive_buffer_bytes=4096)
+    client.writer.transport.pause_reading()
+    while not running.sessions.sinks[1].congested:
+        running.sessions.sinks[1].try_send(b"x" * 1000)
+    client.writer.write_eof()
+    await running.sessions.saw("detach", 1)
 
 
 async def test_a_half_closed_connection_is_given_up(running: Running) -> None:

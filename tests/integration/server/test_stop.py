@@ -30,8 +30,8 @@ async def test_stop_closes_every_websocket_with_1012(running: Running) -> None:
     assert {call for call in running.sessions.calls if call[0] == "detach"} == {("detach", n + 1) for n in range(5)}
 
 
-async def test_stop_waits_for_nobody_for_ever(running: Running) -> None:
-    """A client that neither reads nor closes is cut."""
+async def test_stop_waits_for_nobody_for_ever(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that neither reads nor closes is cut, and that is nothing to log."""
     client = await running.attached(receive_buffer_bytes=4096)
     client.writer.transport.pause_reading()
     while not running.sessions.sinks[1].congested:
@@ -40,6 +40,7 @@ async def test_stop_waits_for_nobody_for_ever(running: Running) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         await running.task
     assert running.sessions.calls.count(("detach", 1)) == 1
+    assert caplog.records == []
 
 
 async def test_a_draining_server_serves_who_is_in_and_refuses_who_is_not(running: Running) -> None:
