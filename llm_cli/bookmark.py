@@ -1,17 +1,15 @@
-"""What of a session this terminal has shown, on disk, so that nothing is lost or shown twice when `llm` is killed.
+"""What of a session was shown, on disk: `<state>/llm/sessions/<uuid>.json`, readable by its owner alone.
 
-One file a session, `<state>/llm/sessions/<uuid>.json`, readable by its owner alone. It holds places and counts, never
-text.
-
-The order is: write to the terminal, then record. No order gives more than one of "at most once" and "at least once",
-because a terminal cannot be asked what it shows; this one loses nothing. What a kill between those two system calls can
-repeat is the last piece written, at most `show.PIECE_CHARS` characters. Killed anywhere else, `llm` goes on with the
-next character.
+It holds places and counts, never text. Written by the scribe alone; invariant: it says that something was shown only if
+it was.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -24,10 +22,18 @@ RECORD_BYTES: Final = 512
 """Records are overwritten in place; padded to one size and within one disk sector, an old one never shows through."""
 MOST_SESSIONS: Final = 200
 """Older bookmarks are deleted; their sessions can still be opened by id, from what is unacknowledged."""
+_BUSY_S: Final = 1.0
+_POLL_S: Final = 0.005
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A session, where it is, and how far it was shown; the fields of `show.Shown`, flat."""
+    """A session, where it is, and how far it was shown.
+
+    Attributes:
+        epoch, last_seq: the last event that was shown whole; no epoch before any.
+        chars: characters of answer text after it that were shown too.
+        fence: the Markdown code fence that was open there.
+    """
 
     session_id: str
     url: str
@@ -38,18 +44,21 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bookmark:
-    """The open file of one session."""
+    """The open file of one session; locked, so that a later reader waits for a scribe that is finishing."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Taken when another `llm` shows the same session; the server lets only one of them go on.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self._fd)
 
     def save(self, record: Record) -> None:
-        """Records; once it returns, a kill of this process cannot undo it."""
+        """Records; once it returns, no kill of any process can undo it."""
         line = msgspec.json.encode(record).ljust(RECORD_BYTES - 1) + b"\n"
         os.pwrite(self._fd, line, 0)
 
@@ -63,7 +72,9 @@ class Bookmarks:
     def read(self, session_id: str) -> Record | None:
         """A session's bookmark; None when there is none that can be read."""
         try:
-            record = msgspec.json.decode(self._path(session_id).read_bytes(), type=Record)
+            with self._path(session_id).open("rb") as file:
+                _await_writer(file.fileno())
+                record = msgspec.json.decode(file.read(), type=Record)
         except (OSError, ValueError):
             return None
         return record if record.session_id == session_id else None
@@ -96,3 +107,15 @@ class Bookmarks:
             except OSError:
                 continue
         return [path for _, path in sorted(ages, reverse=True)]
+
+
+def _await_writer(fd: int) -> None:
+    """Waits while a scribe finishes; not for one whose `llm` still runs."""
+    deadline_s = time.monotonic() + _BUSY_S
+    while time.monotonic() < deadline_s:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_POLL_S)
+        else:
+            return

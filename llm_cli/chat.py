@@ -92,12 +92,12 @@ class Chat:
             reconnect_timeout_s=PATIENT_S,
             listen=self._listen,
         )
-        self.conversation = Conversation(client, self._bookmarks, shown, self.say)
+        self.conversation = Conversation(client, self._screen, shown, self.say)
         self.conversation.display = TextDisplay(
             self._screen,
             self._renderer(shown.fence),
             note=self.say,
-            save=self.conversation.save,
+            record=self.conversation.record,
             shown=shown,
         )
         self._opening = asyncio.create_task(self._open(client))
@@ -115,7 +115,6 @@ class Chat:
         """Leaves the session."""
         await self.client.close()
         await self._opening
-        self.conversation.close()
 
     async def ask(self, prompt: str) -> None:
         """Asks and shows the answer.

@@ -1,4 +1,4 @@
-"""A session that is being shown: asks, shows the answers, and keeps the bookmark.
+"""A session that is being shown: asks, shows the answers, and says what to record.
 
 What the one-shot call and the interactive chat have in common. Knows no keyboard.
 """
@@ -10,7 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from llm_cli.bookmark import Bookmark, Bookmarks, Record
+from llm_cli.bookmark import Record
+from llm_cli.screen import Screen
 from llm_cli.show import Display, Shown
 from llmws.client import (
     Client,
@@ -51,14 +52,12 @@ class Conversation:
 
     display: Display
 
-    def __init__(self, client: Client, bookmarks: Bookmarks, shown: Shown, note: Callable[[str], None]) -> None:
+    def __init__(self, client: Client, screen: Screen, shown: Shown, note: Callable[[str], None]) -> None:
         self.client = client
         self.was_used = shown.position is not None
-        self._bookmarks = bookmarks
+        self._screen = screen
         self._shown = shown
         self._note = note
-        self._bookmark: tuple[str, Bookmark] | None = None
-        self._keeps_bookmark = True
         self._running: Generation | None = None
 
     async def catch_up(self, on_failure: Callable[[ClientError], None]) -> None:
@@ -87,8 +86,8 @@ class Conversation:
         self.was_used = True
         deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
         while True:
+            await self._screen.write("", self.record(self._shown))
             generation = self.client.generate(prompt, system=system, model=model, config=config)
-            self.save(self._shown)
             try:
                 return await self._show(generation)
             except RequestRejectedError as error:
@@ -104,38 +103,20 @@ class Conversation:
         self._running.cancel()
         return True
 
-    def save(self, shown: Shown) -> None:
-        """Records what was shown; says once if that is not possible, and goes on."""
+    def record(self, shown: Shown) -> Record | None:
+        """What to keep on disk when so much was shown; None while there is no session."""
         self._shown = shown
-        session_id = self.client.session_id
-        if session_id is None or not self._keeps_bookmark:
-            return
+        if self.client.session_id is None:
+            return None
         position = shown.position or self.client.position
-        record = Record(
-            session_id=session_id,
+        return Record(
+            session_id=self.client.session_id,
             url=self.client.url,
             epoch=None if position is None else position.epoch,
             last_seq=0 if position is None else position.last_seq,
             chars=shown.chars,
             fence=shown.fence,
         )
-        try:
-            self._open_bookmark(session_id).save(record)
-        except (OSError, ValueError) as error:
-            self._keeps_bookmark = False
-            self._note(f"this session cannot be gone on with after a crash: {error}")
-
-    def close(self) -> None:
-        """Closes the bookmark."""
-        if self._bookmark is not None:
-            self._bookmark[1].close()
-            self._bookmark = None
-
-    def _open_bookmark(self, session_id: str) -> Bookmark:
-        if self._bookmark is None or self._bookmark[0] != session_id:
-            self.close()
-            self._bookmark = (session_id, self._bookmarks.open(session_id))
-        return self._bookmark[1]
 
     async def _show(self, generation: Generation) -> Done:
         done: Done | None = None

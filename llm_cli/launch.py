@@ -6,12 +6,12 @@ import asyncio
 import io
 import os
 import sys
-
-import msgspec
+from socket import socket
 
 from llm_cli import exits, target
 from llm_cli.arguments import Options
 from llm_cli.bookmark import Bookmarks
+from llm_cli.scribe import scribe
 
 
 def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
@@ -32,21 +32,26 @@ def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
     record = bookmarks.read(options.session_id) if options.session_id else None
     try:
         server = target.choose(options, record.url if record else None)
-        if is_interactive:
-            from llm_cli.repl import Repl  # noqa: PLC0415 - a one-shot answer needs no prompt_toolkit
-
-            return asyncio.run(Repl(options, server).run())
-        from llm_cli.oneshot import OneShot  # noqa: PLC0415
-
-        return asyncio.run(OneShot(options, server, prompt).run())
+        with scribe(sys.stdout.encoding) as pieces:
+            return asyncio.run(_main(options, server, prompt, pieces, is_interactive=is_interactive))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return exits.INTERRUPTED
     except BrokenPipeError:
         # Nobody reads any more; the interpreter must not complain about that when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return exits.ERROR
-    except (OSError, ValueError, msgspec.ValidationError) as error:
+    except (OSError, ValueError) as error:
         return _usage(str(error))
+
+
+async def _main(options: Options, server: target.Target, prompt: str, pieces: socket, *, is_interactive: bool) -> int:
+    if is_interactive:
+        from llm_cli.repl import Repl  # noqa: PLC0415 - a one-shot answer needs no prompt_toolkit
+
+        return await Repl(options, server, scribe=pieces).run()
+    from llm_cli.oneshot import OneShot  # noqa: PLC0415
+
+    return await OneShot(options, server, prompt, scribe=pieces).run()
 
 
 def _usage(text: str) -> int:

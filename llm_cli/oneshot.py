@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from typing import Literal
 
@@ -13,7 +14,7 @@ from llm_cli.bookmark import Bookmarks
 from llm_cli.conversation import Conversation, shown_of
 from llm_cli.interrupts import on_interrupt
 from llm_cli.render import Markdown, Plain, Renderer
-from llm_cli.screen import Screen
+from llm_cli.screen import UNRECORDED, Screen
 from llm_cli.show import JsonDisplay, TextDisplay
 from llm_cli.target import Target
 from llm_cli.view import View, notice, reduce
@@ -33,16 +34,15 @@ class SessionLine(m.Message, frozen=True, kw_only=True, tag="session"):
 class OneShot:
     """A run of `llm` that ends by itself."""
 
-    def __init__(self, options: Options, target: Target, prompt: str) -> None:
+    def __init__(self, options: Options, target: Target, prompt: str, *, scribe: socket.socket) -> None:
         self._options = options
         self._prompt = prompt
         self._config = sampling(options.sampling) if options.sampling else None
-        self._screen = Screen(1, sys.stdout.encoding)
+        self._screen = Screen(scribe, unrecorded=lambda: self._note(UNRECORDED))
         self._view = View()
         self._is_interrupted = False
         self._status = exits.OK
-        bookmarks = Bookmarks()
-        shown = shown_of(bookmarks.read(options.session_id) if options.session_id else None)
+        shown = shown_of(Bookmarks().read(options.session_id) if options.session_id else None)
         client = Client(
             target.url,
             target.token,
@@ -52,13 +52,13 @@ class OneShot:
             connect_timeout_s=options.wait_s,
             listen=self._listen,
         )
-        self._conversation = Conversation(client, bookmarks, shown, self._note)
+        self._conversation = Conversation(client, self._screen, shown, self._note)
         if options.json:
-            self._json = JsonDisplay(self._screen, save=self._conversation.save)
+            self._json = JsonDisplay(self._screen, record=self._conversation.record)
             self._conversation.display = self._json
         else:
             self._conversation.display = TextDisplay(
-                self._screen, renderer(shown.fence), note=self._note, save=self._conversation.save, shown=shown
+                self._screen, renderer(shown.fence), note=self._note, record=self._conversation.record, shown=shown
             )
 
     async def run(self) -> int:
@@ -73,8 +73,6 @@ class OneShot:
                     await self._talk()
             except ClientError as error:
                 self._failed(error)
-            finally:
-                self._conversation.close()
         return exits.INTERRUPTED if self._is_interrupted else self._status
 
     async def _talk(self) -> None:

@@ -108,6 +108,9 @@ class Markdown:
             return _FENCE if start and self._fence.startswith(start[:3]) else _CODE
         if start[:3] in ("```", "~~~"):
             return _FENCE
+        if start in ("`", "``", "~", "~~"):
+            self._is_code = start == "`"
+            return _FENCE
         if start[:1] == "#" and start.lstrip("#")[:1] in ("", " "):
             return _HEADING
         if start[:1] == ">":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
+import socket
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from llm_cli.bookmark import Bookmarks
 from llm_cli.chat import Chat
 from llm_cli.interrupts import on_interrupt
 from llm_cli.oneshot import renderer
-from llm_cli.screen import Screen
+from llm_cli.screen import UNRECORDED, Screen
 from llm_cli.target import Target
 from llm_cli.view import toolbar
 from llmws.client import ClientError
@@ -35,9 +35,9 @@ from llmws.client.requests import sampling
 class Repl:
     """Reads prompts and commands until the person leaves."""
 
-    def __init__(self, options: Options, target: Target) -> None:
+    def __init__(self, options: Options, target: Target, *, scribe: socket.socket) -> None:
         self._options = options
-        self._screen = Screen(1, sys.stdout.encoding)
+        self._screen = Screen(scribe, unrecorded=lambda: self._say(UNRECORDED))
         self._chat = Chat(
             target,
             screen=self._screen,

@@ -1,45 +1,65 @@
-"""Standard output as a place to write text.
+"""Standard output, as the place where answers are shown.
 
-Owns the file descriptor. Invariant: when `write` returns, everything was handed to the kernel.
+Knows the scribe's socket and nothing of what is written. Invariant: when `write` returns, the text is written and
+recorded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import select
+import socket
+from collections.abc import Callable
 from typing import Final
 
-_POLL_S: Final = 1.0
+import msgspec
+
+from llm_cli.bookmark import Record
+from llm_cli.scribe import NOT_RECORDED, Piece
+
+UNRECORDED: Final = "the state folder cannot be written; after a crash this session goes on with what is unacknowledged"
 
 
 class Screen:
-    """Writes to a file descriptor without buffering, and without blocking the event loop while a reader pauses.
+    """Hands pieces to the scribe. A reader who pauses, or a stopped terminal, holds up only who waits for `write`.
 
     Args:
-        fd: where to write.
-        encoding: how.
+        scribe: the scribe's socket.
+        unrecorded: called once, when a record could not be saved.
 
     Attributes:
         at_line_start: whether the last character written was a newline, or nothing was written.
     """
 
-    def __init__(self, fd: int = 1, encoding: str = "utf-8") -> None:
+    def __init__(self, scribe: socket.socket, *, unrecorded: Callable[[], None]) -> None:
+        scribe.settimeout(0)
         self.at_line_start = True
-        self._fd = fd
-        self._encoding = encoding
+        self._scribe = scribe
+        self._unrecorded: Callable[[], None] | None = unrecorded
+        self._unanswered = 0
 
-    async def write(self, text: str) -> None:
-        """Writes the text.
+    async def write(self, text: str, record: Record | None = None) -> None:
+        """Writes the text and then saves the record.
 
         Raises:
-            OSError: BrokenPipeError when nobody reads any more.
+            BrokenPipeError: nobody reads the output any more.
         """
-        data = text.encode(self._encoding, errors="replace")
-        while data:
-            # A paused terminal or pager must not stop the answers to the server's pings.
-            while not select.select([], [self._fd], [], 0)[1]:
-                await asyncio.to_thread(select.select, [], [self._fd], [], _POLL_S)
-            data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]
+        loop = asyncio.get_running_loop()
         if text:
             self.at_line_start = text.endswith("\n")
+        self._unanswered += 1
+        try:
+            await loop.sock_sendall(self._scribe, msgspec.json.encode(Piece(text, record)) + b"\n")
+            # More than one only if an earlier wait was cancelled.
+            while self._unanswered:
+                answers = await loop.sock_recv(self._scribe, self._unanswered)
+                if not answers:
+                    raise BrokenPipeError
+                self._unanswered -= len(answers)
+                self._heed(answers)
+        except ConnectionError:
+            raise BrokenPipeError("nobody reads the output any more") from None
+
+    def _heed(self, answers: bytes) -> None:
+        if NOT_RECORDED in answers and self._unrecorded is not None:
+            unrecorded, self._unrecorded = self._unrecorded, None
+            unrecorded()

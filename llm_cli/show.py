@@ -1,7 +1,7 @@
-"""Shows an answer: its text piece by piece, recording after each piece that it was shown.
+"""Shows answers: their text piece by piece, each with the record that it was shown.
 
-Knows neither connections nor how text is styled. Invariant: at every moment the record says that a character was shown
-only if it was.
+Knows neither connections nor how text is styled. Invariant: every character of an answer is handed to the screen once,
+in order, whatever an earlier process had shown of it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Final, Protocol
 
 import msgspec
 
+from llm_cli.bookmark import Record
 from llm_cli.render import Renderer, clean, clean_line
 from llm_cli.screen import Screen
 from llmws.client import AnswerEvent, Done, Log, Position, Queue, Reset, Token
 from llmws.protocol import messages as m
 
 PIECE_CHARS: Final = 512
-"""Largest piece between two records."""
+"""Largest piece between two records: what a kill of `llm` and its scribe together can make the next run repeat."""
 
 
 class Shown(m.Value, frozen=True, kw_only=True):
@@ -50,7 +51,7 @@ class TextDisplay:
 
     Args:
         note: shows a line that is not part of an answer.
-        save: records what was shown.
+        record: what to keep on disk when so much was shown.
         shown: what an earlier process has shown.
     """
 
@@ -60,13 +61,13 @@ class TextDisplay:
         renderer: Renderer,
         *,
         note: Callable[[str], None],
-        save: Callable[[Shown], None],
+        record: Callable[[Shown], Record | None],
         shown: Shown,
     ) -> None:
         self._screen = screen
         self._renderer = renderer
         self._note = note
-        self._save = save
+        self._record = record
         self._position = shown.position
         # Tokens can arrive cut differently than the first time, so this counts down across events.
         self._skip_chars = shown.chars
@@ -79,7 +80,7 @@ class TextDisplay:
             case Reset():
                 self._skip_chars = 0
                 self._note("the answer could not be continued; what there is of it, from its start:")
-                await self._write(event.text)
+                await self._screen.write(self._renderer.feed(clean(event.text)))
             case Log():
                 self._note(clean_line(event.message))
             case Queue() if event.position > 0:
@@ -92,48 +93,48 @@ class TextDisplay:
                     self._note("the answer is cut: it reached its longest allowed length")
             case _:
                 pass
-        self._has_shown(event)
+        await self._has_shown(event)
 
     async def fail(self, error: m.Error) -> None:
         """Ends the line."""
         await self._end()
-        self._has_shown(error)
+        await self._has_shown(error)
 
     async def _continue(self, text: str) -> None:
         shown = min(self._skip_chars, len(text))
         self._skip_chars -= shown
         while shown < len(text):
             piece = text[shown : shown + PIECE_CHARS]
-            await self._write(piece)
             shown += len(piece)
-            self._save(Shown(position=self._position, chars=shown, fence=self._renderer.state))
+            await self._write(self._renderer.feed(clean(piece)), chars=shown)
 
     async def _end(self) -> None:
         self._skip_chars = 0
         if not self._screen.at_line_start:
             await self._screen.write("\n")
 
-    async def _write(self, text: str) -> None:
-        await self._screen.write(self._renderer.feed(clean(text)))
+    async def _write(self, text: str, *, chars: int) -> None:
+        shown = Shown(position=self._position, chars=chars, fence=self._renderer.state)
+        await self._screen.write(text, self._record(shown))
 
-    def _has_shown(self, event: m.Message) -> None:
+    async def _has_shown(self, event: m.Message) -> None:
         if (position := _position(event)) is not None:
             self._position = position
-            self._save(Shown(position=position, chars=self._skip_chars, fence=self._renderer.state))
+            await self._write("", chars=self._skip_chars)
 
 
 class JsonDisplay:
     """Prints events as JSON lines, in ASCII: no character of an answer reaches a terminal raw."""
 
-    def __init__(self, screen: Screen, *, save: Callable[[Shown], None]) -> None:
+    def __init__(self, screen: Screen, *, record: Callable[[Shown], Record | None]) -> None:
         self._screen = screen
-        self._save = save
+        self._record = record
 
     async def show(self, event: m.Message) -> None:
         """Prints a message."""
-        await self._screen.write(json.dumps(msgspec.to_builtins(event)) + "\n")
-        if (position := _position(event)) is not None:
-            self._save(Shown(position=position))
+        position = _position(event)
+        record = None if position is None else self._record(Shown(position=position))
+        await self._screen.write(json.dumps(msgspec.to_builtins(event)) + "\n", record)
 
     async def fail(self, error: m.Error) -> None:
         """Prints the error."""

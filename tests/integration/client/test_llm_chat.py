@@ -1,0 +1,179 @@
+"""The chat on a real terminal: typed keys in, a screen out."""
+
+import signal
+
+import pytest
+
+from llmws.protocol import messages as m
+from tests.integration.client.fake_server import FakeServer, prompt_of
+from tests.integration.client.terminal import Terminal
+
+WORDS = tuple(f"word{n} " for n in range(60))
+
+
+@pytest.fixture
+async def server():
+    async with FakeServer({"words": WORDS, "code": ("# Title\n", "```\nx = 1\n```\n", "\x1b[2Jend")}) as server:
+        yield server
+
+
+async def test_a_question_is_typed_and_answered(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type("hi\r")
+        await terminal.sees("Hello\n")
+        terminal.type("\x04")
+        assert await terminal.end() == 0
+    assert f"to come back: llm --session {server.session().id}" in terminal.text
+
+
+async def test_alt_enter_and_pasted_lines_stay_one_prompt(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type("one\x1b\rtwo \x1b[200~three\nfour\x1b[201~\r")
+        await terminal.sees("Hello\n")
+    assert [prompt_of(each) for each in server.of_type(m.Inference)] == ["one\ntwo three\nfour"]
+
+
+async def test_ctrl_c_cancels_the_answer_and_the_chat_goes_on(server, tmp_path):
+    server.held = True
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type("words\r")
+        server.step(3)
+        await terminal.sees("word2 ")
+        terminal.type("\x03")
+        await terminal.sees("word2 ^C\n")
+        server.held = False
+        terminal.type("hi\r")
+        await terminal.sees("Hello\n")
+    assert len(server.of_type(m.Cancel)) == 1
+
+
+async def test_a_second_ctrl_c_leaves(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type("\x03")
+        await terminal.sees("Ctrl-C again")
+        terminal.type("\x03")
+        assert await terminal.end() == 130
+
+
+async def test_killed_in_the_middle_the_chat_prints_exactly_the_missing_text(server, tmp_path):
+    server.held = True
+    async with Terminal(tmp_path, "--url", server.url) as first:
+        await first.sees("model scripted")
+        first.type("words\r")
+        server.step(17)
+        await first.sees(WORDS[16])
+        first.kill()
+        await first.end()
+    server.step(len(WORDS))
+    async with Terminal(tmp_path, "--session", server.session().id) as second:
+        await second.sees(WORDS[-1] + "\n")
+        await second.sees("model scripted")
+        second.type("/quit\r")
+        assert await second.end() == 0
+    shown = first.text[first.text.index("word0 ") :] + second.text[: second.text.index("\n") + 1]
+    assert shown == "".join(WORDS) + "\n"
+
+
+async def test_markdown_is_coloured_and_control_characters_are_not_printed(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url, "code") as terminal:
+        assert await terminal.end() == 0
+    assert terminal.raw.decode().replace("\r", "") == (
+        "\x1b[1;36m# Title\x1b[0m\n\x1b[2m```\x1b[0m\n\x1b[33mx = 1\x1b[0m\n\x1b[2m```\x1b[0m\n[2Jend\n"
+    )
+
+
+async def test_no_color_means_no_escape(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url, "code", NO_COLOR="1") as terminal:
+        assert await terminal.end() == 0
+    assert b"\x1b" not in terminal.raw
+
+
+async def test_the_prompt_is_there_before_the_server_is(server, tmp_path):
+    await server.stop()
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("trying again")
+        await server.start()
+        await terminal.sees("model scripted")
+
+
+async def test_a_restart_of_the_server_is_a_short_notice(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        await server.restart()
+        await terminal.sees("connected again")
+        terminal.type("hi\r")
+        await terminal.sees("Hello\n")
+
+
+async def test_being_taken_over_ends_the_chat(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        await server.close_all(4409)
+        assert await terminal.end() == 1
+    assert "as asked (close code 4409)" in terminal.text
+
+
+async def test_a_wrong_token_ends_the_chat_with_status_4(server, tmp_path):
+    server.token = "right"
+    async with Terminal(tmp_path, "--url", server.url, "--token", "wrong") as terminal:
+        assert await terminal.end() == 4
+    assert "the token is not valid" in terminal.text
+
+
+async def test_commands(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        for line, answer in [
+            ("/help", "list the commands"),
+            ("/modles", "did you mean /models?"),
+            ("/models", "models/scripted"),
+            ("/model", "the server's present one (scripted)"),
+            ("/config temperature=0.5 top_k=3", "top_k        3"),
+            ("/config temperature=9", "temperature: Expected"),
+            ("/system be brief", "system message: be brief"),
+            ("/resources", "2 CPUs"),
+            ("/status", "round trip"),
+            ("/history", "nothing was said"),
+            ("/cancel", "nothing runs"),
+            ("/delete x", "there is no x"),
+            ("/switch other", "the model is now other, with 64 tokens"),
+            ("/session", "to come back: llm --session"),
+        ]:
+            terminal.type(line + "\r")
+            await terminal.sees(answer)
+        terminal.type("hi\r")
+        await terminal.sees("Hello\n")
+        terminal.type("/new\r")
+        await terminal.sees("to come back to this session")
+        terminal.type("hi\r")
+        await terminal.sees("Hello\n", times=2)
+        terminal.type("/quit\r")
+        assert await terminal.end() == 0
+    assert server.of_type(m.Inference)[0].prompt == m.Prompt(user="hi", system="be brief")
+    assert len(server.sessions) == 2
+
+
+async def test_tab_completes_commands(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type("/hel\t")
+        await terminal.sees("/help")
+        terminal.type("\r")
+        await terminal.sees("list the commands")
+
+
+async def test_the_end_of_the_terminal_leaves_the_answer_running(server, tmp_path):
+    server.held = True
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type("words\r")
+        server.step(1)
+        await terminal.sees("word0 ")
+        terminal._process.send_signal(signal.SIGHUP)
+        await terminal.end()
+    assert server.of_type(m.Cancel) == []
+    assert server.session().open != []

@@ -1,0 +1,232 @@
+"""`llm` as a process with pipes: what it prints, where, and what it exits with."""
+
+import asyncio
+import json
+import os
+import signal
+
+import pytest
+
+from llmws.protocol import messages as m
+from tests.integration.client.fake_server import FakeServer, prompt_of
+from tests.integration.client.terminal import command, environment, run
+
+HOSTILE = ("red \x1b[31m", "bell\x07 ", "title \x9d0;x\x9c", "\u202edrow", "\rover\r\n", "tab\tend")
+WORDS = tuple(f"word{n} " for n in range(60))
+
+
+@pytest.fixture
+async def server():
+    async with FakeServer({"hostile": HOSTILE, "words": WORDS, "long": ("x" * 5000, "y" * 5000)}) as server:
+        yield server
+
+
+async def test_a_prompt_is_answered_on_standard_output(server, tmp_path):
+    assert await run(tmp_path, "--url", server.url, "hi", "there") == (0, "Hello\n", "")
+    assert prompt_of(server.of_type(m.Inference)[0]) == "hi there"
+
+
+async def test_piped_input_stands_before_the_question(server, tmp_path):
+    await run(tmp_path, "--url", server.url, "summarise", stdin=b"some notes\n")
+    assert prompt_of(server.of_type(m.Inference)[0]) == "some notes\n\nsummarise"
+
+
+async def test_piped_input_alone_is_a_prompt(server, tmp_path):
+    await run(tmp_path, "--url", server.url, stdin=b"hi")
+    assert prompt_of(server.of_type(m.Inference)[0]) == "hi"
+
+
+async def test_options_reach_the_request(server, tmp_path):
+    flags = ["-m", "big", "-s", "be brief", "--temperature", "0", "--max-tokens", "9", "--seed", "3", "--stop", "\n"]
+    await run(tmp_path, "--url", server.url, *flags, "hi")
+    (inference,) = server.of_type(m.Inference)
+    assert inference.model == "big"
+    assert inference.prompt == m.Prompt(user="hi", system="be brief")
+    assert inference.config == m.Sampling(temperature=0, max_new_tokens=9, seed=3, stop=["\n"])
+
+
+async def test_json_lines_are_the_events_in_ascii(server, tmp_path):
+    status, out, _ = await run(tmp_path, "--url", server.url, "--json", "hostile")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [line["type"] for line in lines] == ["session", "start", *["token"] * 6, "done"]
+    assert "".join(line["data"] for line in lines if line["type"] == "token") == "".join(HOSTILE)
+    assert out.isascii()
+    assert not any(ord(char) < 32 for char in out.replace("\n", ""))
+
+
+async def test_no_control_character_of_the_model_is_printed(server, tmp_path):
+    _, out, _ = await run(tmp_path, "--url", server.url, "hostile", FORCE_COLOR="1")
+    assert out == "red [31mbell title 0;xdrowover\ntab\tend\n"
+
+
+async def test_a_missing_server_is_status_3(tmp_path):
+    status, out, err = await run(tmp_path, "--url", "ws://127.0.0.1:1", "--wait", "0.2", "hi")
+    assert (status, out) == (3, "")
+    assert "could not be reached within 0.2 s: Connection refused" in err
+
+
+async def test_a_wrong_token_is_status_4(server, tmp_path):
+    server.token = "right"
+    status, out, err = await run(tmp_path, "--url", server.url, "hi", "--token", "wrong")
+    assert (status, out) == (4, "")
+    assert "the token is not valid" in err
+
+
+async def test_the_token_of_a_file_is_used(server, tmp_path):
+    server.token = "right"
+    (tmp_path / "token").write_text("right\n")
+    status, _, _ = await run(tmp_path, "--url", server.url, "hi", "--token-file", str(tmp_path / "token"))
+    assert status == 0
+
+
+async def test_the_local_server_is_found_with_its_token(server, tmp_path):
+    server.token = "right"
+    (tmp_path / "token").write_text("right\n")
+    ready = tmp_path / "llmws" / "servers" / "1.json"
+    ready.parent.mkdir(parents=True)
+    port = int(server.url.split(":")[2].split("/")[0])
+    content = {"url": "", "ws_url": server.url, "port": port, "pid": os.getpid(), "token_file": str(tmp_path / "token")}
+    ready.write_text(json.dumps(content))
+    ready.chmod(0o600)
+    assert (await run(tmp_path, "hi"))[:2] == (0, "Hello\n")
+    assert (await run(tmp_path, "--port", str(port), "hi"))[:2] == (0, "Hello\n")
+
+
+async def test_a_failed_generation_is_status_5(server, tmp_path):
+    server.fail_with = "model_failed"
+    assert await run(tmp_path, "--url", server.url, "hi") == (5, "Hello\n", "llm: as asked (model_failed)\n")
+
+
+async def test_nothing_to_ask_is_status_2(tmp_path):
+    status, _, err = await run(tmp_path)
+    assert (status, err) == (2, "llm: nothing to ask: give a prompt, or pipe one in\n")
+
+
+@pytest.mark.parametrize("flags", [["--session", "../x"], ["--port", "0"], ["--url", "x", "--port", "1"], ["--nope"]])
+async def test_wrong_usage_is_status_2(tmp_path, flags):
+    assert (await run(tmp_path, *flags, "hi"))[0] == 2
+
+
+async def test_a_value_out_of_range_is_status_2(server, tmp_path):
+    status, _, err = await run(tmp_path, "--url", server.url, "--temperature", "9", "hi")
+    assert (status, err) == (2, "llm: temperature: Expected `float` <= 2.0\n")
+
+
+async def test_a_loading_server_is_waited_for(server, tmp_path):
+    server.reject_with = [m.Error(code="model_loading", message="loading", retryable=True, retry_after_ms=1)] * 3
+    status, out, err = await run(tmp_path, "--url", server.url, "hi")
+    assert (status, out, err) == (0, "Hello\n", "llm: loading; trying again\n" * 3)
+
+
+async def test_continue_asks_in_the_session_used_last(server, tmp_path):
+    await run(tmp_path, "--url", server.url, "hi")
+    assert (await run(tmp_path, "--continue", "more"))[:2] == (0, "Hello\n")
+    assert [prompt_of(each) for each in server.session().requests.values()] == ["hi", "more"]
+
+
+async def test_continue_without_a_session_is_status_2(tmp_path):
+    assert (await run(tmp_path, "--continue", "hi"))[0] == 2
+
+
+async def test_cuts_are_not_seen_on_standard_output(server, tmp_path):
+    server.cut_after = set(range(2, 60, 7))
+    status, out, err = await run(tmp_path, "--url", server.url, "words")
+    assert (status, out) == (0, "".join(WORDS) + "\n")
+    assert "connection lost" in err
+
+
+class Killable:
+    """`llm` with its output in a pipe that the test reads."""
+
+    def __init__(self, state, *arguments):
+        self.state, self.arguments, self.out = state, arguments, b""
+
+    async def __aenter__(self):
+        self.process = await asyncio.create_subprocess_exec(
+            *command(self.arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(self.state),
+        )
+        return self
+
+    async def __aexit__(self, *_):
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.communicate()
+
+    async def reads(self, text: bytes):
+        async with asyncio.timeout(20):
+            while text not in self.out:
+                self.out += await self.process.stdout.read(65536)
+
+    async def end(self):
+        async with asyncio.timeout(20):
+            self.out += await self.process.stdout.read()
+            return await self.process.wait()
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 17, 58])
+async def test_killed_in_the_middle_it_prints_exactly_the_missing_text(server, tmp_path, killed_at):
+    server.held = True
+    async with Killable(tmp_path, "--url", server.url, "words") as first:
+        server.step(killed_at + 1)
+        await first.reads(WORDS[killed_at].encode())
+        first.process.send_signal(signal.SIGKILL)
+        await first.process.wait()
+    server.step(len(WORDS))
+    (session_id,) = server.sessions
+    status, rest, _ = await run(tmp_path, "--session", session_id)
+    assert status == 0
+    assert first.out.decode() + rest == "".join(WORDS) + "\n"
+
+
+async def test_killed_in_the_middle_of_one_long_event_it_goes_on_inside_it(server, tmp_path):
+    """With nobody reading, the pipe takes a part of the event; what it took is not printed again."""
+    server.answers["huge"] = ("0123456789" * 20000,)
+    async with Killable(tmp_path, "--url", server.url, "huge") as first:
+        await first.reads(b"01234")
+        async with asyncio.timeout(20):
+            while len(first.out) < 100_000:
+                first.out += await first.process.stdout.read(4096)
+        first.process.send_signal(signal.SIGKILL)
+        first.out += await first.process.stdout.read()
+        await first.process.wait()
+    (session_id,) = server.sessions
+    _, rest, _ = await run(tmp_path, "--session", session_id)
+    assert first.out.decode() + rest == "0123456789" * 20000 + "\n"
+
+
+async def test_nothing_of_an_answer_is_written_to_disk(server, tmp_path):
+    await run(tmp_path, "--url", server.url, "words")
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"session_id" in written
+    assert b"word" not in written
+
+
+async def test_ctrl_c_cancels_the_answer_on_the_server(server, tmp_path):
+    server.held = True
+    async with Killable(tmp_path, "--url", server.url, "words") as llm:
+        server.step(2)
+        await llm.reads(b"word1 ")
+        llm.process.send_signal(signal.SIGINT)
+        assert await llm.end() == 130
+    assert [message.request_id for message in server.of_type(m.Cancel)] == list(server.session().requests)
+    assert llm.out == b"word0 word1 \n"
+
+
+async def test_a_reader_that_goes_away_ends_it_quietly(server, tmp_path):
+    async with Killable(tmp_path, "--url", server.url, "long") as llm:
+        llm.process._transport.get_pipe_transport(1).close()
+        async with asyncio.timeout(20):
+            assert await llm.process.wait() == 1
+            assert await llm.process.stderr.read() == b""
+
+
+async def test_an_unknown_session_is_said_and_replaced(server, tmp_path):
+    unknown = "00000000-0000-4000-8000-000000000000"
+    status, out, err = await run(tmp_path, "--url", server.url, "--session", unknown, "hi")
+    assert (status, out) == (0, "Hello\n")
+    assert err == "llm: the server no longer has this session; this is a new one\n"
