@@ -204,7 +204,7 @@ class _GenerationTag(Extension):
 
 
 class _Dict:
-    """The `dict` of templates: the type itself has methods that lead out of the sandbox."""
+    """The `dict` of templates: `dict.update` of the type itself would change what the sandbox protects."""
 
     def __call__(self, items: Iterable[tuple[str, object]] = (), /, **more: object) -> dict[str, object]:
         return dict(items, **more)

@@ -89,7 +89,7 @@ def write_truncating(folder: Path) -> None:
     """A tokenizer that was saved while it truncated and padded."""
     tokenizer = folders.byte_level("<pad>")
     tokenizer.enable_truncation(4)
-    tokenizer.enable_padding(pad_token="<pad>", length=8)
+    tokenizer.enable_padding(pad_token="<pad>", length=500)
     folders.write_model(folder, tokenizer, tokenizer_config={"pad_token": "<pad>", "chat_template": folders.CHATML})
 
 

@@ -104,6 +104,7 @@ def test_the_budget_of_steps_is_that_of_one_rendering(monkeypatch: pytest.Monkey
         "{{ '{0.__class__}'.format(1) }}",
         "{{ self._TemplateReference__context }}",
         "{{ dict.__class__ }}",
+        "{{ dict.update(messages[0], role='system') }}",
         "{{ namespace(__class__=1) }}",
         "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
         "{{ messages.append(1) }}",

@@ -238,6 +238,7 @@ def nested(depth: int, inner: str = "1") -> str:
         "[" * 5000,
         "{" * 5000,
         '{"a":[' * 2500,
+        "[[]," * 2500,
         "[" * 500_000 + "]" * 500_000,
         nested(MAX_DEPTH + 1, '"]]]]]]"'),
         nested(MAX_DEPTH + 1, '"\\"]]]]]]"'),
@@ -247,6 +248,17 @@ def nested(depth: int, inner: str = "1") -> str:
 )
 def test_deep_nesting_is_refused_before_anything_recurses(frame: str) -> None:
     assert refusal(frame).message == "the frame is nested deeper than 32 levels"
+
+
+def test_the_deepest_nesting_that_is_taken_is_exact() -> None:
+    """With brackets in one row, and with closed ones between them."""
+
+    def interleaved(depth: int) -> str:
+        return '{"type":"ping","new":' + "[[]," * (depth - 2) + "1" + "]" * (depth - 2) + "}"
+
+    for shape in (nested, interleaved):
+        assert decode(shape(MAX_DEPTH)) == m.Ping()
+        assert code(shape(MAX_DEPTH + 1)) == "bad_message"
 
 
 @pytest.mark.parametrize(
