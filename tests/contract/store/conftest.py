@@ -25,6 +25,7 @@ class Client:
     def __init__(self, store: SessionStore) -> None:
         self.store = store
         self.notified = 0
+        self.passed: list[StoreEvent] = []
         self._answers: list[StoreEvent] = []
         self._news = threading.Event()
         store.start(self._notify)
@@ -38,12 +39,14 @@ class Client:
             self.store.submit(op)
 
     def wait(self, kind: type[Answer], found: Callable[[Answer], bool] = lambda answer: True) -> Answer:
-        """The first answer of a kind, or the first such that `found` says so; those before it are thrown away."""
+        """The first answer of a kind, or the first such that `found` says so; those before it are kept in `passed`."""
+        self.passed = []
         while True:
             while self._answers:
                 answer = self._answers.pop(0)
                 if isinstance(answer, kind) and found(answer):
                     return answer
+                self.passed.append(answer)
             assert self._news.wait(TIMEOUT_S), f"no {kind.__name__} came"
             self._news.clear()
             self._answers = self.store.take()

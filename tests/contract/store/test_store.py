@@ -217,9 +217,9 @@ def test_sessions_do_not_see_each_other(world):
 def test_what_comes_for_a_session_that_is_not_open_fails_once(world):
     """What was under way when a session failed is void; one `Failed` says so."""
     client = world.start()
-    client.submit(append(1), append(2), read(0), create())
-    client.wait(Failed)
+    client.submit(append(1), append(2), read(0), append(3), create())
     client.wait(Created)
+    assert [type(answer) for answer in client.passed] == [Failed]
     client.ask(append(1), Flushed)
 
 

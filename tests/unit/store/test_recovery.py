@@ -112,6 +112,10 @@ def test_a_line_spliced_in_from_another_branch_is_corrupt():
     assert found(data) == ([1, 2, 3], True)
 
 
+def test_a_whole_segment_removed_from_the_middle_is_corrupt():
+    assert found(b"".join([*LOG, *lines(segment(3, 6), 7)])) == ([1, 2, 3, 4, 5], True)
+
+
 def test_an_older_epoch_after_a_newer_one_is_corrupt():
     back = segment(1, 5)
     assert found(b"".join([*LOG, *lines(back, 6)])) == ([1, 2, 3, 4, 5], True)
