@@ -47,9 +47,13 @@ class Layer(msgspec.Struct, frozen=True):
 
     def cache_bytes(self, *, dtype_bytes: int, context: int, chunk: int) -> int:
         """See the function of that name."""
-        # A sliding cache keeps window - 1 tokens as a view on what the last forward saw: those and its own.
-        tokens = context if self.window is None else min(context, self.window - 1 + chunk)
-        return (self.token_values * tokens + self.state_values) * dtype_bytes + self.state_values_fp32 * 4
+        tokens, window_bytes = context, 0
+        if self.window is not None:
+            # It keeps window - 1 tokens as a view on what the last forward saw: those and its own. And an int64.
+            tokens, window_bytes = min(context, self.window - 1 + chunk), 8
+        return (
+            (self.token_values * tokens + self.state_values) * dtype_bytes + self.state_values_fp32 * 4 + window_bytes
+        )
 
 
 class Footprint(msgspec.Struct, frozen=True):

@@ -57,7 +57,7 @@ def test_grouped_queries_keep_eight_of_thirty_two_heads():
 
 def test_half_of_gemma_2_stops_growing_at_its_window():
     a_layer_and_token = 2 * 8 * 256 * 2
-    assert cost(GEMMA_2_9B, 8192) == a_layer_and_token * 21 * (8192 + 4096)
+    assert cost(GEMMA_2_9B, 8192) == a_layer_and_token * 21 * (8192 + 4096) + 21 * 8
 
 
 def test_a_latent_is_kept_in_place_of_keys_and_values():

@@ -1,5 +1,6 @@
 """The thread that owns the device, with a runner that says the alphabet and breaks on request."""
 
+import itertools
 import threading
 
 import pytest
@@ -180,6 +181,23 @@ def test_closing_while_streams_run_just_ends_them(loader):
     worker.close()
 
     assert loader.runners[0].closed
+
+
+def test_closing_while_a_model_is_read_stops_the_reading():
+    """At the next report of progress: this model would never end."""
+
+    class Endless(AlphabetLoader):
+        def load(self, model, *, progress, reclaimable_bytes):
+            for read in itertools.count():
+                progress(read, 10**9)
+
+    worker = Worker(Endless)
+    ear = Listener(worker)
+    worker.load(ref("m"))
+    ear.until(lambda: bool(ear.heard))
+    worker.close()
+
+    assert ear.models() == []
 
 
 # --- models ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,171 @@
+"""What is loaded, what is refused and why, and what goes on meanwhile."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import safetensors.torch
+
+from llmws.config import LimitsSection, OptimizationSection
+from llmws.engine.local import LocalEngine
+from llmws.engine_api import GenerationRequest, ModelFailed, ModelLoaded, ModelProgress
+from llmws.protocol import ErrorCode
+from llmws.protocol.messages import Sampling
+from tests.contract.engine.listening import Listener
+
+
+@pytest.fixture
+def copy(folder_of, tmp_path):
+    """A copy of the tiny Llama that a test may damage."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(folder_of("llama").location, folder)
+    return msgspec.structs.replace(folder_of("llama"), name="damaged", location=str(folder))
+
+
+def edit_config(folder, **changes):
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop_weights(folder):
+    for path in Path(folder).glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+
+
+def lose_a_weight(folder):
+    path = Path(folder) / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def claim_terabytes(folder):
+    head = json.dumps({"w": {"dtype": "F32", "shape": [10**13], "data_offsets": [0, 4 * 10**13]}}).encode()
+    (Path(folder) / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head)
+
+
+DAMAGES = {
+    "pickle": (drop_weights, ErrorCode.MODEL_FAILED, "pickled weights are never read"),
+    "unknown": (
+        lambda f: edit_config(f, model_type="llama-9"),
+        ErrorCode.MODEL_FAILED,
+        "'llama-9': its type is not known",
+    ),
+    "remote code": (
+        lambda f: edit_config(f, model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Evil"}),
+        ErrorCode.MODEL_FAILED,
+        "needs code of its own, which is never run",
+    ),
+    "no language model": (
+        lambda f: edit_config(f, model_type="vit"),
+        ErrorCode.MODEL_FAILED,
+        "are not causal language models",
+    ),
+    "no config": (lambda f: (Path(f) / "config.json").unlink(), ErrorCode.MODEL_FAILED, "no config.json"),
+    "no tokenizer": (lambda f: (Path(f) / "tokenizer.json").unlink(), ErrorCode.MODEL_FAILED, "no tokenizer.json"),
+    "a weight is lost": (
+        lose_a_weight,
+        ErrorCode.MODEL_FAILED,
+        "lack 1 weights, among them model.layers.1.mlp.up_proj",
+    ),
+    "too large": (claim_terabytes, ErrorCode.MODEL_OOM, "the weights take 40000.0 GB"),
+    "wrong shape": (lambda f: edit_config(f, intermediate_size=48), ErrorCode.MODEL_FAILED, ""),
+    "not safetensors": (
+        lambda f: (Path(f) / "model.safetensors").write_bytes(b"\x80\x04pickle"),
+        ErrorCode.MODEL_FAILED,
+        "not a safetensors file",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_refused_and_the_old_one_serves_on(damage, copy, ear, serve):
+    info = serve("qwen3")
+    spoil, code, message = DAMAGES[damage]
+    spoil(copy.location)
+
+    failed = ear.load(copy)
+    ear.engine.submit(
+        GenerationRequest(key="after", prompt_ids=(5,), sampling=Sampling(do_sample=False), max_new_tokens=3)
+    )
+
+    assert isinstance(failed, ModelFailed)
+    assert (failed.code, failed.kept) == (code, info)
+    assert message in failed.message
+    assert copy.location not in failed.message
+    assert len(ear.answer("after")[0].ids) == 3
+    ear.heard = [ModelLoaded(info=info)]
+
+
+def test_code_in_the_folder_is_never_run(copy, ear, serve, tmp_path):
+    """Even for a known type: `auto_map` names a file that would leave a mark."""
+    serve("qwen3")
+    mark = tmp_path / "mark"
+    (Path(copy.location) / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nEvil = object\n")
+    edit_config(copy.location, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
+
+    assert isinstance(ear.load(copy), ModelLoaded)
+    assert not mark.exists()
+
+
+def test_progress_is_told_in_bytes_up_to_all_of_them(copy, ear, serve):
+    serve("qwen3")
+    ear.load(copy)
+    reports = [event for event in ear.heard if isinstance(event, ModelProgress)]
+
+    assert {report.name for report in reports} == {"damaged"}
+    assert [report.bytes for report in reports] == sorted(report.bytes for report in reports)
+    assert reports[-1].bytes == reports[-1].total_bytes > 0
+
+
+def test_what_is_promised(folder_of):
+    """The operator's limits, the model's positions, the dtype that was asked for."""
+    model = folder_of("llama")
+    engine = LocalEngine(
+        OptimizationSection(device="cpu", dtype="bfloat16", threads=1), LimitsSection(max_context=100, max_running=2)
+    )
+    ear = Listener(engine)
+    info = ear.load(model).info
+    engine.close()
+
+    assert (info.ref, info.device, info.dtype) == (model, "cpu", "bfloat16")
+    assert (info.max_context, info.max_running) == (100, 2)
+    assert (info.engine, info.vision, info.flash_attention) == ("fallback/1", False, False)
+    assert len(info.digest) == len(info.tokenizer_digest) == 64
+
+
+def test_the_models_own_positions_bound_the_context(serve):
+    assert serve("gpt2").max_context == 256
+
+
+def test_a_device_that_is_not_there_is_named(folder_of):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    engine = LocalEngine(OptimizationSection(device="cuda"), LimitsSection())
+    failed = Listener(engine).load(folder_of("llama"))
+    engine.close()
+
+    assert failed.message == "optimization.device is cuda, but torch finds no CUDA device"
+
+
+def test_the_event_loop_never_waits_for_torch():
+    """Neither the engine nor the probe imports it; the worker's thread does, later."""
+    code = (
+        "import sys, llmws.engine.local, llmws.engine.probe, llmws.engine.scripted, llmws.engine.memory\n"
+        "from llmws.config import LimitsSection, OptimizationSection\n"
+        "engine = llmws.engine.local.LocalEngine(OptimizationSection(), LimitsSection())\n"
+        "engine.start(lambda: None)\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'numpy'} & set(sys.modules)\n"
+        "engine.close()\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (result.returncode, result.stderr) == (0, "")
