@@ -137,6 +137,7 @@ class Server:
         finally:
             self._uvicorn.cut()
             self._listener.close()
+            await asyncio.sleep(0)  # in which asyncio tells the connections just cut that they are lost
 
     def drain(self) -> None:
         """Refuses new connections, 4503 or status 503, and those that have not said hello. The others go on."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, assert_never
 
 from uvicorn.server import ServerState
@@ -24,7 +24,7 @@ from llmws.server.auth import WEBSOCKET_ROUTES, Denied, credential, select_subpr
 from llmws.server.door import MAX_HELLO_BYTES, Accepted, Close, Door, Forward, Reply
 from llmws.server.entrance import Entrance, peer_address
 from llmws.server.hosts import Refusal
-from llmws.server.ports import Identity
+from llmws.server.ports import Identity, Role
 from llmws.server.pulse import Pulse
 
 HIGH_WATER_BYTES: Final = 32 * 1024
@@ -51,10 +51,19 @@ class WebSocketProtocol(asyncio.Protocol):
     Args:
         entrance: what all connections share.
         server_state: uvicorn's; its `connections` are told to shut down when the server stops.
+        close_timeout_s: how long a closed connection may linger.
     """
 
-    def __init__(self, entrance: Entrance, *, server_state: ServerState, **_: object) -> None:
+    def __init__(
+        self,
+        entrance: Entrance,
+        *,
+        server_state: ServerState,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
+        **_: object,
+    ) -> None:
         self._entrance = entrance
+        self._close_timeout_s = close_timeout_s
         self._connections: set[object] = server_state.connections  # type: ignore[assignment]
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -132,7 +141,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._congested = False
         self._pulse.sign()
         self._transport.resume_reading()
-        if self._number is not None:
+        if self._number is not None and not self._closing:
             self._entrance.sessions.drained(self._number)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
@@ -162,7 +171,7 @@ class WebSocketProtocol(asyncio.Protocol):
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _open(self, request: Request) -> None:
-        """Answers the upgrade request; from here on there is a door."""
+        """Answers the upgrade request."""
         headers, address = request.headers, peer_address(self._transport)
         authorization = headers.get_all("Authorization")
         offers = [offer.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for offer in value.split(",")]
@@ -181,9 +190,10 @@ class WebSocketProtocol(asyncio.Protocol):
         else:
             response = self.wire.accept(request)
         self.wire.send_response(response)
-        if needed is None or self.wire.state is not State.OPEN:
-            return
+        if needed is not None and self.wire.state is State.OPEN:
+            self._await_hello(needed, authorization, offers, address)
 
+    def _await_hello(self, needed: Role, authorization: Sequence[str], offers: Sequence[str], address: str) -> None:
         def identify(hello_auth: str | None) -> Identity | Denied:
             token = credential(authorization=authorization, subprotocols=offers, hello_auth=hello_auth)
             return self._entrance.authenticator.identify(token, address)
@@ -256,7 +266,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self.wire.close_expected() and not self._closing:
             self._closing = True
             self._transport.resume_reading()
-            self._arm(CLOSE_TIMEOUT_S, self.cut)
+            self._arm(self._close_timeout_s, self.cut)
 
     def _end(self) -> None:
         """Ends our half of the connection, or both halves when the client has said goodbye or was never let in.

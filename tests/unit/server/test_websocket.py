@@ -1,7 +1,9 @@
 """The WebSocket door on a scripted transport: what needs no network to be seen."""
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 
 from uvicorn.server import ServerState
 
@@ -9,38 +11,51 @@ from llmws.config import LimitsSection, ServerSection
 from llmws.protocol import messages as m
 from llmws.server.entrance import Entrance
 from llmws.server.ports import Identity, Sink
-from llmws.server.websocket import HIGH_WATER_BYTES, WebSocketProtocol
+from llmws.server.websocket import HIGH_WATER_BYTES, MAX_UNSENT_BYTES, WebSocketProtocol
 
 UPGRADE = (
     b"GET /v1/ws HTTP/1.1\r\nHost: localhost:8765\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+PING = b"\x89\x00"
 SECRET = "the prompt that no log may hold"
 
 
 class ScriptedTransport(asyncio.Transport):
-    """Writes down what is written to it."""
+    """Writes down what is done to it; `unsent_bytes` is what the test says."""
 
     def __init__(self) -> None:
         super().__init__(extra={"peername": ("127.0.0.1", 50000)})
-        self.written = b""
+        self.writes: asyncio.Queue[bytes] = asyncio.Queue()
         self.high: int | None = None
-        self.closing = False
+        self.unsent_bytes = 0
+        self.reading = True
+        self.aborted = asyncio.Event()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.high = high
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += data
+        self.writes.put_nowait(bytes(data))
+
+    async def wrote(self) -> bytes:
+        async with asyncio.timeout(5):
+            return await self.writes.get()
 
     def is_closing(self) -> bool:
-        return self.closing
+        return self.aborted.is_set()
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent_bytes
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
 
     def abort(self) -> None:
-        self.closing = True
+        self.aborted.set()
 
 
 class Attached:
@@ -69,45 +84,80 @@ def masked(text: str) -> bytes:
     return bytes([0x81, 0x80 | len(text)]) + b"\0\0\0\0" + text.encode()
 
 
-def open_connection() -> tuple[WebSocketProtocol, ScriptedTransport]:
+@contextlib.contextmanager
+def connection(
+    *, heartbeat_s: float = 20.0, close_timeout_s: float = 10.0
+) -> Iterator[tuple[WebSocketProtocol, ScriptedTransport]]:
+    """A connection after its hello, and what it is written to."""
     entrance = Entrance(
         sessions=Attached(),
         authenticate=lambda _: Identity("local", "admin"),
-        server=ServerSection(),
+        server=ServerSection(heartbeat_s=heartbeat_s),
         limits=LimitsSection(),
         port=8765,
         clock=lambda: 0.0,
     )
-    connection, transport = WebSocketProtocol(entrance, server_state=ServerState()), ScriptedTransport()
-    connection.connection_made(transport)
-    connection.data_received(UPGRADE)
-    connection.data_received(masked("{}"))
-    return connection, transport
+    transport = ScriptedTransport()
+    protocol = WebSocketProtocol(entrance, server_state=ServerState(), close_timeout_s=close_timeout_s)
+    protocol.connection_made(transport)
+    protocol.data_received(UPGRADE)
+    protocol.data_received(masked("{}"))
+    assert transport.writes.get_nowait().startswith(b"HTTP/1.1 101 ")
+    yield protocol, transport
+    protocol.connection_lost(None)
 
 
-async def test_the_upgrade_is_answered_and_the_high_water_mark_set() -> None:
-    connection, transport = open_connection()
-    assert transport.written.startswith(b"HTTP/1.1 101 ")
-    assert transport.high == HIGH_WATER_BYTES == 32 * 1024
-    connection.connection_lost(None)
+async def test_the_high_water_mark_is_set() -> None:
+    with connection() as (_, transport):
+        assert transport.high == HIGH_WATER_BYTES == 32 * 1024
 
 
 async def test_a_frame_is_on_the_socket_when_try_send_returns() -> None:
-    connection, transport = open_connection()
-    transport.written = b""
-    connection.try_send('{"data":"é"}'.encode())
-    assert transport.written == b"\x81\x0d" + '{"data":"é"}'.encode()
-    connection.connection_lost(None)
+    with connection() as (protocol, transport):
+        protocol.try_send('{"data":"é"}'.encode())
+        assert transport.writes.get_nowait() == b"\x81\x0d" + '{"data":"é"}'.encode()
 
 
 async def test_nothing_is_written_once_the_transport_closes() -> None:
-    connection, transport = open_connection()
-    transport.abort()
-    transport.written = b""
-    connection.try_send(b"{}")
-    connection.close(4409, "late")
-    assert transport.written == b""
-    connection.connection_lost(None)
+    with connection() as (protocol, transport):
+        transport.abort()
+        protocol.try_send(b"{}")
+        protocol.close(4409, "late")
+        assert transport.writes.empty()
+
+
+async def test_a_full_socket_that_was_emptied_is_a_sign_of_life() -> None:
+    with connection(heartbeat_s=0.02) as (protocol, transport):
+        assert await transport.wrote() == PING
+        protocol.pause_writing()
+        protocol.resume_writing()
+        assert await transport.wrote() == PING
+        assert (await transport.wrote())[2:4] == (4504).to_bytes(2, "big")
+
+
+async def test_a_client_that_does_not_answer_a_close_is_cut() -> None:
+    with connection(close_timeout_s=0.02) as (protocol, transport):
+        protocol.close(4409, "taken over")
+        async with asyncio.timeout(5):
+            await transport.aborted.wait()
+
+
+async def test_reading_stops_above_the_bound_and_goes_on_when_the_client_reads_or_the_connection_closes() -> None:
+    with connection() as (protocol, transport):
+        protocol.pause_writing()
+        transport.unsent_bytes = MAX_UNSENT_BYTES
+        protocol.try_send(b"{}")
+        assert transport.reading
+        transport.unsent_bytes = MAX_UNSENT_BYTES + 1
+        protocol.try_send(b"{}")
+        assert not transport.reading
+        protocol.resume_writing()
+        assert transport.reading
+        protocol.pause_writing()
+        protocol.try_send(b"{}")
+        assert not transport.reading
+        protocol.close(4409, "taken over")
+        assert transport.reading
 
 
 async def test_no_log_holds_what_was_said_at_any_level() -> None:
@@ -119,10 +169,9 @@ async def test_no_log_holds_what_was_said_at_any_level() -> None:
     root.addHandler(spy)
     root.setLevel(1)
     try:
-        connection, _ = open_connection()
-        connection.try_send(SECRET.encode())
-        connection.data_received(masked(f'{{"type":"inference","prompt":"{SECRET}"}}'))
-        connection.connection_lost(None)
+        with connection() as (protocol, _):
+            protocol.try_send(SECRET.encode())
+            protocol.data_received(masked(f'{{"type":"inference","prompt":"{SECRET}"}}'))
     finally:
         root.removeHandler(spy)
         root.setLevel(level)
