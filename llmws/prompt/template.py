@@ -1,16 +1,17 @@
 """A model's chat template, rendered in a bounded sandbox.
 
 A template is a program that came with the model, so it is hostile until shown otherwise. Knows neither tokenizers nor
-files. Invariant: `ChatTemplate.render` returns at most `MAX_CHARS` characters or raises `PromptError`, after at most
-`MAX_STEPS` loop steps and calls.
+files. Invariant: `ChatTemplate.render` returns at most `MAX_CHARS` characters or raises `PromptError`, and ends at the
+first loop step or call after `MAX_CPU_S`.
 
-What a step may cost is not bounded: doubling a string in a loop can fill memory before it ends. Only a process that can
-be killed bounds that, and this module is written to move into one as it is.
+What one step may cost is not bounded: doubling a string in a loop can fill memory before the time is over. Only a
+process that can be killed bounds that, and this module is written to move into one as it is.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
@@ -34,8 +35,8 @@ MAX_SOURCE_CHARS: Final = 256 * 1024
 MAX_CHARS: Final = 8 * 2**20
 """Longest text that a template may make: some ten seconds of tokenising."""
 
-MAX_STEPS: Final = 1_000_000
-"""Loop steps and calls of one rendering: 4,096 messages at 200 each, in about a second."""
+MAX_CPU_S: Final = 10.0
+"""Processor time of one rendering; 4,096 messages take a tenth of a second."""
 
 MAX_INT_BITS: Final = 4096
 """Widest integer that `*` and `**` may make; `9**999999999` takes minutes and all memory."""
@@ -52,7 +53,12 @@ class ChatTemplate:
     """A compiled template. Not for use from two threads at once."""
 
     def __init__(
-        self, source: str, special_tokens: Mapping[str, str], *, clock: Callable[[], datetime] = local_now
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        *,
+        clock: Callable[[], datetime] = local_now,
+        cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """Compiles the template.
 
@@ -60,6 +66,7 @@ class ChatTemplate:
             source: Jinja text.
             special_tokens: `bos_token` and the like, which templates refer to by name.
             clock: what `strftime_now` formats.
+            cpu_clock: seconds of processor time that this thread has used.
 
         Raises:
             PromptError: `model_failed`: the template is too long or not valid.
@@ -68,7 +75,7 @@ class ChatTemplate:
             message = f"the model's chat template has {len(source)} characters; at most {MAX_SOURCE_CHARS} are taken"
             raise PromptError(ErrorCode.MODEL_FAILED, message)
         self._special_tokens = dict(special_tokens)
-        self._sandbox = _Sandbox(clock)
+        self._sandbox = _Sandbox(clock, cpu_clock)
         try:
             self._template = self._sandbox.from_string(_metered(self._sandbox, source))
         except Exception as error:  # noqa: BLE001 - whatever a hostile template raises means the same
@@ -89,7 +96,7 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": True,
         }
-        self._sandbox.steps_left = MAX_STEPS
+        self._sandbox.start_clock()
         try:
             return _joined(self._template.generate(variables))
         except PromptError:
@@ -132,16 +139,17 @@ class _RefusedError(jinja2.TemplateError):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """The environment that transformers gives to chat templates, with a budget of steps.
+    """The environment that transformers gives to chat templates, with an end.
 
     Source: options, filters and functions are those of `apply_chat_template`, transformers 5.
     """
 
     intercepted_binops = frozenset({"*", "**"})
 
-    def __init__(self, clock: Callable[[], datetime]) -> None:
+    def __init__(self, clock: Callable[[], datetime], cpu_clock: Callable[[], float]) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _GenerationTag])
-        self.steps_left = 0
+        self._cpu_clock = cpu_clock
+        self._ends_s = 0.0
         self.filters["tojson"] = _to_json
         self.filters["metered"] = _steps
         self.globals["raise_exception"] = _refuse
@@ -150,10 +158,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.globals["namespace"] = _Namespace
         del self.globals["lipsum"]
 
+    def start_clock(self) -> None:
+        self._ends_s = self._cpu_clock() + MAX_CPU_S
+
     def step(self) -> None:
-        self.steps_left -= 1
-        if self.steps_left < 0:
-            raise OverflowError(f"more than {MAX_STEPS} steps")
+        if self._cpu_clock() > self._ends_s:
+            raise TimeoutError(f"it took more than {MAX_CPU_S:g} s")
 
     def call(self, context: Context, function: object, /, *args: object, **kwargs: object) -> object:
         self.step()
@@ -166,7 +176,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 def _metered(sandbox: _Sandbox, source: str) -> nodes.Template:
-    """The parsed template, every loop of it charged for each step."""
+    """The parsed template, every loop of it looking at the clock at each step."""
     tree = sandbox.parse(source)
     for loop in list(tree.find_all(nodes.For)):
         loop.iter = nodes.Filter(loop.iter, "metered", [], [], None, None, lineno=loop.lineno)

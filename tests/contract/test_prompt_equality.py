@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -111,6 +112,23 @@ def test_a_folder_gives_the_same_prompts_as_transformers(tmp_path: Path, write: 
 
 def test_the_guide_gives_the_same_prompts_as_transformers() -> None:
     assert set(check_all(GUIDE).values()) == {"ids"}
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Llama", "Gemma"])
+def test_a_folder_saved_by_a_family_s_own_tokenizer_gives_the_same_prompts(tmp_path: Path, family: str) -> None:
+    """These classes build their tokenizer from the vocabulary alone when they load it; we take what they saved."""
+    import transformers
+
+    special = ("<s>", "</s>", "<bos>", "<eos>", "<pad>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+    source = folders.byte_level(*special) if family == "Qwen2" else folders.sentence_piece(*special)
+    model = json.loads(source.to_str())["model"]
+    tokenizer = getattr(transformers, f"{family}Tokenizer")(
+        vocab=model["vocab"], merges=list(map(tuple, model["merges"]))
+    )
+    tokenizer.chat_template = folders.CHATML
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family.lower(), "vocab_size": 1000}))
+    assert set(check_all(tmp_path).values()) == {"ids"}
 
 
 def check_all(folder: Path) -> dict[str, str]:

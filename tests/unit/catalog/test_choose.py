@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from llmws.catalog import auto_select, find
 from llmws.engine_api import ModelRef
@@ -44,6 +46,15 @@ MODELS = refs("models/alpha", "models/llmws-guide", "models/zeta", "var/models/o
 def test_a_model_is_found_by_exactly_its_name_or_path(wanted: str, expected: str | None) -> None:
     found = find(MODELS, wanted)
     assert (found.path if found else None) == expected
+
+
+@given(st.text())
+def test_no_other_text_finds_a_model(text: str) -> None:
+    assume(text not in {name for model in MODELS for name in (model.name, model.path)})
+    assert find(MODELS, text) is None
+    assert auto_select(MODELS, preferred=None, last=text) == MODELS[0]
+    with pytest.raises(ModelNotFoundError):
+        auto_select(MODELS, preferred=text, last=None)
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from datetime import datetime
 
 import pytest
 
 from llmws.engine_api import Turn
 from llmws.errors import PromptError
+from llmws.prompt import template
 from llmws.prompt.template import MAX_SOURCE_CHARS, ChatTemplate
 from llmws.protocol import ErrorCode
 
 HELLO = [Turn(role="user", content="hello")]
 
 
-def render(source: str, turns: list[Turn] = HELLO) -> str:
-    return ChatTemplate(source, {"bos_token": "<s>"}, clock=lambda: datetime(2026, 3, 1, 12, 30)).render(turns)  # noqa: DTZ001
+def compiled(source: str) -> ChatTemplate:
+    """The template, in a world where a loop step or call takes a millisecond."""
+    milliseconds = itertools.count()
+    return ChatTemplate(
+        source,
+        {"bos_token": "<s>"},
+        clock=lambda: datetime(2026, 3, 1, 12, 30),  # noqa: DTZ001
+        cpu_clock=lambda: next(milliseconds) / 1000,
+    )
+
+
+def render(source: str) -> str:
+    return compiled(source).render(HELLO)
 
 
 def failure(source: str) -> tuple[ErrorCode, str]:
@@ -85,11 +99,29 @@ def test_a_template_that_says_too_much_is_ended() -> None:
     assert failure(source) == (ErrorCode.CONTEXT_TOO_LONG, "the prompt is longer than 8388608 characters")
 
 
-def test_the_budget_of_steps_is_that_of_one_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmws.prompt.template.MAX_STEPS", 12)
-    template = ChatTemplate("{% for a in range(5) %}{{ a.bit_length() }}{% endfor %}", {})
-    assert [template.render(HELLO) for _ in range(2)] == ["01223", "01223"]  # 5 turns of the loop, 5 + 1 calls
-    assert failure("{% for a in range(6) %}{{ a.bit_length() }}{% endfor %}")[0] == ErrorCode.MODEL_FAILED
+def test_every_rendering_has_ten_seconds() -> None:
+    """A loop step and a call take a millisecond each, and so does calling `range`."""
+    hasty = compiled("{% for a in range(4999) %}{% if a.bit_length() > 12 %}.{% endif %}{% endfor %}")
+    assert [hasty.render(HELLO) for _ in range(2)] == ["." * 903] * 2
+    source = "{% for a in range(5000) %}{{ a.bit_length() }}{% endfor %}"
+    assert failure(source) == (ErrorCode.MODEL_FAILED, "the model's chat template failed: it took more than 10 s")
+
+
+def test_heavy_steps_end_as_soon_as_light_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the real clock: each of these steps makes eight million characters."""
+    monkeypatch.setattr(template, "MAX_CPU_S", 0.05)
+    started_s = time.thread_time()
+    with pytest.raises(PromptError, match=r"more than 0\.05 s"):
+        ChatTemplate("{% for a in range(99999) %}{% set b = 'x' * 8000000 %}{% endfor %}", {}).render(HELLO)
+    assert time.thread_time() - started_s < 2
+
+
+def test_a_long_conversation_is_nowhere_near_the_limit() -> None:
+    started_s = time.thread_time()
+    turns = [Turn(role="user", content="hi " * 50)] * 4096
+    text = ChatTemplate("{% for m in messages %}{{ m.content | trim }}{% endfor %}", {}).render(turns)
+    assert len(text) == 4096 * 149
+    assert time.thread_time() - started_s < 1
 
 
 @pytest.mark.parametrize(
