@@ -73,7 +73,7 @@ def notice(view: View, message: object) -> str | None:
             return f"connection lost ({clean_line(message.reason)}); connecting again"
         case m.ModelSwitched():
             return f"the model is now {clean_line(message.name)}"
-        case m.Error() | m.Log() if not (isinstance(message, m.Log) and message.code == "caught_up"):
+        case m.Error() | m.Log():
             return clean_line(message.message)
         case _:
             return None

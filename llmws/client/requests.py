@@ -25,10 +25,11 @@ def sampling(fields: Mapping[str, SamplingValue], *, over: m.Sampling | None = N
     """
     base = {} if over is None else msgspec.structs.asdict(over)
     try:
-        return msgspec.convert(base | dict(fields), _StrictSampling)
+        checked = msgspec.convert(base | dict(fields), _StrictSampling)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
         raise ValueError(f"{path.rstrip('`')}: {reason}" if path else reason) from None
+    return m.Sampling(**msgspec.structs.asdict(checked))
 
 
 def prompt(text: str | None, system: str | None, images: Sequence[m.Image] | None) -> str | m.Prompt | None:

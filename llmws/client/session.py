@@ -127,6 +127,8 @@ class Session:
                 self._answer(message.request_id).receive(message)
             case m.Error(request_id=str(request_id)) if request_id in self._answers:
                 self._answers[request_id].reject(message)
+            case m.AckReceived() | m.Log(code="caught_up"):
+                pass
             case _:
                 return message
         return None
