@@ -254,8 +254,7 @@ class _App:
     def _begin(self) -> None:
         """Loads the model to begin with, and takes up what an earlier process left unfinished."""
         self._driver.post(e.ModelsScanned(self._found))
-        for session_id in self._store.unfinished():
-            self._driver.post(e.OpenUnfinished(session_id))
+        self._driver.post(e.UnfinishedFound(tuple(self._store.unfinished())))
         if self._first_model is not None:
             self._driver.post(e.SelectModel(self._first_model))
         else:
@@ -265,7 +264,9 @@ class _App:
         if not self._config.auth.required:
             return Identity("local", "admin")
         found = self._tokens.authenticate(token) if token is not None else None
-        return Identity(found.principal, found.role) if found is not None else None
+        if found is None or found.role == "peer":  # peers have no door yet
+            return None
+        return Identity(found.principal, found.role)
 
     def _remember_model(self, name: str) -> None:
         self._remembered = msgspec.structs.replace(self._remembered, model=name)

@@ -199,9 +199,7 @@ class MemoryProbe(Protocol):
     def summary(self) -> DeviceSummary:
         """Name, total and free memory of the device (the host's on CPU)."""
 
-    def resources(
-        self, loaded: ModelInfo | None, models: Sequence[ModelEntry], load: EngineResources
-    ) -> Resources:
+    def resources(self, loaded: ModelInfo | None, models: Sequence[ModelEntry], load: EngineResources) -> Resources:
         """The whole `resources` message."""
 
 

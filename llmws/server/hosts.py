@@ -73,7 +73,9 @@ class HostPolicy(msgspec.Struct, frozen=True, kw_only=True):
         name, port = match.group(1), int(match.group(2) or _DEFAULT_PORT)
         if {name, f"{name}:{port}"} & {listed.lower() for listed in self.hosts}:
             return True
-        return port == self.port and (_is_loopback(name) or name == _as_authority(self.bind_host))
+        # Any port on loopback: a tunnel ends on a port of its own, and a name that can only mean this machine is what
+        # DNS rebinding lacks. Pages of its other ports are foreign by their Origin.
+        return _is_loopback(name) or (port == self.port and name == _as_authority(self.bind_host))
 
 
 def is_loopback(host: str) -> bool:

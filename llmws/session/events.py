@@ -114,10 +114,10 @@ class SelectModel(Value, frozen=True):
     model: ModelRef
 
 
-class OpenUnfinished(Value, frozen=True):
-    """A session that has a buffer file from an earlier process: open it, so that its requests go on by themselves."""
+class UnfinishedFound(Value, frozen=True):
+    """The sessions that have a buffer file from an earlier process, the newest first: their requests go on by themselves."""
 
-    session_id: str
+    session_ids: tuple[str, ...]
 
 
 class Tick(Value, frozen=True):
@@ -142,7 +142,7 @@ HubEvent = (
     | ModelsScanned
     | MemoryRead
     | SelectModel
-    | OpenUnfinished
+    | UnfinishedFound
     | Tick
     | Drain
     | Shutdown

@@ -7,6 +7,7 @@ sent to a connection that is not attached.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
@@ -36,6 +37,9 @@ from llmws.store_api import Created, Dropped, Failed, Flushed, Open, Opened, Rea
 EVICT_AFTER_S: Final = 300.0
 """A detached session with nothing to do leaves memory after this long; its files stay."""
 
+MAX_OPENING: Final = 4
+"""Sessions of an earlier process that are opened side by side."""
+
 
 class Hub:
     """All decisions of the server."""
@@ -47,6 +51,7 @@ class Hub:
         self._desk = Desk(self._state, self._models, self._turns)
         self._opening: dict[str, list[e.Attach | e.Receive]] = {}
         self._opening_for: dict[int, str] = {}
+        self._unfinished: deque[str] = deque()
         self._takers: dict[type, Callable[[Any], None]] = {
             e.Attach: self._attach,
             e.Receive: self._receive,
@@ -57,7 +62,7 @@ class Hub:
             e.ModelsScanned: self._models.scanned,
             e.MemoryRead: self._memory_read,
             e.SelectModel: lambda event: self._models.load(event.model),
-            e.OpenUnfinished: lambda event: self._open(event.session_id),
+            e.UnfinishedFound: self._unfinished_found,
             e.Tick: self._tick,
             e.Drain: self._drain,
             e.Shutdown: self._shutdown,
@@ -245,10 +250,20 @@ class Hub:
             self._opening[session_id] = []
             self._state.out.append(Open(session_id=session_id))
 
+    def _unfinished_found(self, event: e.UnfinishedFound) -> None:
+        self._unfinished.extend(event.session_ids)
+        self._open_unfinished()
+
+    def _open_unfinished(self) -> None:
+        """Opens a few at a time, so that a hello does not wait behind hundreds."""
+        while self._unfinished and len(self._opening) < MAX_OPENING:
+            self._open(self._unfinished.popleft())
+
     def _take_opening(self, session_id: str) -> list[e.Attach | e.Receive]:
         waiting = self._opening.pop(session_id, [])
         for each in waiting:
             self._opening_for.pop(each.connection, None)
+        self._open_unfinished()
         return waiting
 
     def _opened(self, event: Opened) -> None:

@@ -91,7 +91,7 @@ class TokenFile:
         return token
 
     def ensure_first(self) -> Path | None:
-        """Makes the first admin token if there is none at all, and beside the file `admin.token`: it and a newline.
+        """Makes the first admin token if there is no admin's, and beside the file `admin.token`: it and a newline.
 
         Returns:
             The path of `admin.token` where it exists.
@@ -100,7 +100,7 @@ class TokenFile:
             ConfigError: the file cannot be read or written.
         """
         path = self._path.with_name("admin.token")
-        if not self.list():
+        if not any(entry.role == "admin" for entry in self.list()):
             token, entry = self._new(LOCAL_PRINCIPAL, "admin")
             # Before the hash: a crash between the two leaves a token that is worth nothing, not one that nobody knows.
             self._write(path, f"{token}\n".encode())

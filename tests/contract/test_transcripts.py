@@ -203,8 +203,14 @@ async def test_01b_the_last_seq_is_remembered_after_the_buffer_is_gone(stage):
 
 async def test_02_cut_and_resume(stage):
     first = await asked(stage, steps=1)
+    watcher = await open_script(stage, first.names)
+    await watcher.c({**HELLO, "session_id": "<S>", "resume": {"epoch": "<E>", "last_seq": 2}, "mode": "observe"})
+    await watcher.s({"type": "welcome", "status": "resumed"})
+    await watcher.s({"type": "log", "code": "caught_up"})
     await first.client.cut()
     await stage.step()
+    await watcher.s(SECOND)
+    await watcher.s(DONE)
     script = await open_script(stage, first.names)
     await script.c({**HELLO, "session_id": "<S>", "resume": {"epoch": "<E>", "last_seq": 2}})
     await script.s(

@@ -24,11 +24,19 @@ from guide.data import (  # noqa: E402
     load_topics,
     normalise,
 )
-from guide.evaluate import Verdict  # noqa: E402
+from guide.evaluate import Verdict, generate  # noqa: E402
 from train_guide import answers_by_topic, evaluate, load  # noqa: E402
 
 FOLDER = ROOT / "models" / "llmws-guide"
-NEEDED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "README.md"]
+NEEDED = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model.safetensors",
+    "README.md",
+]
 SIZE_LIMIT = 6_000_000
 
 
@@ -83,21 +91,21 @@ def test_the_template_renders_the_last_user_turn(tokenizer: transformers.PreTrai
         {"role": "user", "content": "How do I\n start the  Server?"},
     ]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == "<|begin|><|user|>how do i start the server<|assistant|>"
+    assert text == "<|begin|><|user|> how do i start the server<|assistant|>"
 
 
 def test_the_template_renders_a_finished_turn(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     """Without a generation prompt the answer follows, closed by the end token."""
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-    assert text == "<|begin|><|user|>hi<|assistant|>Hello.<|end|>"
+    assert text == "<|begin|><|user|> hi<|assistant|>Hello.<|end|>"
 
 
 def test_the_template_takes_content_in_parts(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     """A list of text parts is joined."""
     messages = [{"role": "user", "content": [{"type": "text", "text": "What is"}, {"type": "text", "text": "llmws?"}]}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == "<|begin|><|user|>what is llmws<|assistant|>"
+    assert text == "<|begin|><|user|> what is llmws<|assistant|>"
 
 
 def test_a_user_cannot_write_special_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
@@ -121,18 +129,13 @@ def test_template_and_training_see_the_same_text(text: str, tokenizer: transform
     """The Jinja template and `normalise` agree."""
     messages = [{"role": "user", "content": text}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == f"<|begin|><|user|>{normalise(text)}<|assistant|>"
+    assert rendered == f"<|begin|><|user|> {normalise(text)}<|assistant|>"
 
 
 def test_the_topic_list_names_every_topic() -> None:
     """TOPICS.md, from which held-out questions are written, and the topic files agree."""
     listed = re.findall(r"^([a-z_]+): ", (HERE / "TOPICS.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert listed == [topic for topic in _file_order(listed)]
-    assert set(listed) == set(load_topics())
-
-
-def _file_order(listed: list[str]) -> list[str]:
-    return list(dict.fromkeys(listed))
+    assert sorted(listed) == sorted(load_topics())
 
 
 def test_answers_differ() -> None:
@@ -155,6 +158,14 @@ def test_heldout_topics_exist() -> None:
     known = {*load_topics(), REFUSAL}
     expected = {topic for rows in load_heldout().values() for topics, _ in rows for topic in topics.split("|")}
     assert expected <= known
+
+
+def test_the_answer_of_the_demonstration_is_long(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+    """A demonstration can cut the connection in the middle of this one."""
+    question = "How does llmws keep my answer when the connection drops?"
+    [answer] = generate(*load(FOLDER), [question], limit=400)
+    assert answer == answers_by_topic()["keep_answer"]
+    assert len(tokenizer.encode(answer)) >= 100
 
 
 @pytest.mark.parametrize("name", ["ordinary", "refuse"])

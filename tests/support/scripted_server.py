@@ -41,6 +41,16 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     folder = Path(sys.argv[1])
     engine = scripted_engine()
+    taken = threading.Event()
+    take = engine.take
+
+    def take_and_tell():
+        events = take()
+        if events:
+            taken.set()
+        return events
+
+    engine.take = take_and_tell
     ready = folder / "ready.json"
 
     def command() -> None:
@@ -48,7 +58,9 @@ def main() -> None:
             time.sleep(0.01)
         print("ready", flush=True)
         for _ in sys.stdin:
-            engine.step()
+            taken.clear()
+            if engine.step():
+                taken.wait()  # otherwise a slow loop would merge this step's tokens with the next one's
             print("stepped", flush=True)
 
     threading.Thread(target=command, daemon=True).start()

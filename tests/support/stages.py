@@ -177,8 +177,7 @@ class HubStage:
         self.store = MemoryStore(self.disk, now_ms=lambda: int(self.clock.time() * 1000))
         self.store.start(lambda: None)
         self.inbox: deque[e.HubEvent] = deque()
-        for session_id in self.store.unfinished():
-            self.post(e.OpenUnfinished(session_id))
+        self.post(e.UnfinishedFound(tuple(self.store.unfinished())))
         self.post(e.ModelsScanned(self.models))
         if self.selected is not None:
             self.post(e.SelectModel(self.selected))

@@ -19,6 +19,7 @@ class AlphabetRunner:
     Attributes:
         faults: what the next step of a stream gives instead of a letter, by key.
         broken: raised by the next step as a whole.
+        room: streams that memory holds.
         steps: keys of every step that was taken.
     """
 
@@ -26,7 +27,7 @@ class AlphabetRunner:
         self.info = model_info(model, max_context=64, max_running=max_running)
         self.eos_ids = frozenset({EOS})
         self.held_bytes = 1000
-        self.room = max_running
+        self.room = 1000
         self.faults: dict[str, LlmwsError] = {}
         self.broken: Exception | None = None
         self.steps: list[list[str]] = []

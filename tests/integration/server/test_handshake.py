@@ -39,7 +39,7 @@ async def test_every_row_of_host_origin_and_token(serve: Serve) -> None:
     """A foreign Host is 421, a foreign Origin 403, `null` needs the token in the upgrade; then the token decides."""
     running = await serve(server=NAMED)
     own = f"127.0.0.1:{running.port}"
-    hosts = {own: True, "llm.example.org": True, f"evil.example:{running.port}": False, "127.0.0.1:1": False}
+    hosts = {own: True, "llm.example.org": True, f"evil.example:{running.port}": False, "127.0.0.1:1": True}
     origins = {
         None: True,
         f"http://{own}": True,

@@ -131,6 +131,13 @@ def test_the_first_word_loses_its_space_and_no_other_does():
     assert pieces(tokenizer, ids) == ["Hello", " world", " ", " world", ""]
 
 
+def test_a_word_after_many_silent_tokens_keeps_its_space():
+    tokenizer = TOKENIZERS["sentencepiece"]
+    hello, world = (tokenizer.token_to_id(token) for token in ("▁Hello", "▁world"))
+
+    assert "".join(pieces(tokenizer, [EOS] * 100 + [hello] + [EOS] * 100 + [world])) == "Hello world"
+
+
 def test_a_long_answer_is_decoded_in_short_windows():
     """The cost of a token does not grow with the text, nor with special tokens, nor with noise."""
     tokenizer = TOKENIZERS["byte-level"]
