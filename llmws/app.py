@@ -1,6 +1,7 @@
 """The composition root: configuration in, running server out.
 
-The only importer of implementations. Invariant: whatever ends `serve`, the store has written what it was given and the socket is closed.
+The only importer of implementations. Invariant: whatever ends `serve`, the store has written what it was given and
+the socket is closed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from llmws import __version__
 from llmws.catalog.catalog import Catalog
 from llmws.catalog.choose import auto_select
 from llmws.config import Config
+from llmws.engine.local import LocalEngine
+from llmws.engine.probe import DeviceProbe
 from llmws.engine_api import Engine, MemoryProbe, ModelRef, ModelSource, PromptRenderer
 from llmws.errors import ConfigError, ModelNotFoundError
 from llmws.places import (
@@ -94,9 +97,6 @@ class Parts(msgspec.Struct, frozen=True):
 
 def local_parts(config: Config, places: Places) -> Parts:
     """The parts of a real server. Torch is imported later, on the engine's own thread."""
-    from llmws.engine.local import LocalEngine
-    from llmws.engine.probe import DeviceProbe
-
     return Parts(
         engine=LocalEngine(config.optimization, config.limits),
         probe=DeviceProbe(),
@@ -151,8 +151,8 @@ def check_exposure(config: Config) -> None:
         )
     if not config.server.insecure_lan:
         raise ConfigError(
-            f"server.host: {config.server.host} is reachable from other machines, and without TLS tokens and answers can "
-            "be read on the way; pass --insecure-lan if you trust the network, or use --host 127.0.0.1 behind a tunnel"
+            f"server.host: {config.server.host} is reachable from other machines, and without TLS tokens "
+            "and answers can be read on the way; pass --insecure-lan if you trust the network, or use --host 127.0.0.1 behind a tunnel"
         )
 
 

@@ -1,6 +1,7 @@
 """What an engine, a prompt renderer and a source of models are, and the frozen values they speak.
 
-Knows no implementation. Invariant: every value here can be encoded by msgspec, so an engine may live in another process.
+Knows no implementation. Invariant: every value here can be encoded by msgspec, so an engine may live in another
+process.
 """
 
 from __future__ import annotations
@@ -59,14 +60,11 @@ class ModelInfo(Value, frozen=True, kw_only=True):
 
     Attributes:
         digest: hex SHA-256 that names weights and configuration; a generation is continued only by the same one.
-        tokenizer_digest: hex SHA-256 over tokenizer and chat template.
-        engine: engine and sampler version, e.g. `fallback/1`; with device and dtype it decides whether a continuation is exact.
-        device: `cpu` or e.g. `cuda:0`.
-        dtype: e.g. `float32`.
-        max_context: tokens that one request may hold, prompt and completion together; promised, never taken back.
-        max_running: requests that the engine works on at once.
-        vision: whether images are taken.
-        flash_attention: whether flash attention is in use.
+        tokenizer_digest: hex SHA-256 over tokenizer and chat template. engine: engine and sampler version, e.g.
+        `fallback/1`; with device and dtype it decides whether a continuation is exact. device: `cpu` or e.g.
+        `cuda:0`. dtype: e.g. `float32`. max_context: tokens that one request may hold, prompt and completion
+        together; promised, never taken back. max_running: requests that the engine works on at once. vision: whether
+        images are taken. flash_attention: whether flash attention is in use.
     """
 
     ref: ModelRef
@@ -130,7 +128,8 @@ class Chunk(Value, frozen=True, kw_only=True, tag="chunk"):
 
     def merged(self, later: Chunk) -> Chunk:
         """This chunk and the request's next one as a single chunk."""
-        assert self.key == later.key and self.index + len(self.ids) == later.index
+        assert self.key == later.key
+        assert self.index + len(self.ids) == later.index
         logprobs = None if self.logprobs is None else (*self.logprobs, *(later.logprobs or ()))
         return msgspec.structs.replace(
             later,

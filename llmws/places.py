@@ -1,7 +1,7 @@
 """Where things lie: configuration, state and models; and the few lines of state that belong to the server as a whole.
 
-Invariant: nothing here is decided by the current folder. From a checkout everything stays inside it; an installed wheel follows the XDG
-base directories. Source: XDG Base Directory Specification.
+Invariant: nothing here is decided by the current folder. From a checkout everything stays inside it; an installed
+wheel follows the XDG base directories. Source: XDG Base Directory Specification.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a session store is, and the frozen values it speaks.
 
-Knows no implementation, neither files nor keys. Operations on one session are carried out in the order submitted; that order is
-the whole concurrency rule, so a read sees every append before it and an append after a drop starts a new file.
+Knows no implementation, neither files nor keys. Operations on one session are carried out in the order submitted;
+that order is the whole concurrency rule, so a read sees every append before it and an append after a drop starts a
+new file.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class SessionMeta(Value, frozen=True, kw_only=True):
 
 
 class Create(Value, frozen=True, kw_only=True):
-    """Makes the folder and files of a session that lived in memory so far; n and seq start at 1. Answered by `Created`."""
+    """Makes the files of a session that lived in memory so far; n and seq start at 1. Answered by `Created`."""
 
     session_id: str
     epoch: int
@@ -95,7 +96,7 @@ class Append(Value, frozen=True, kw_only=True):
 
 
 class Read(Value, frozen=True, kw_only=True):
-    """Reads back events with seq > `after_seq`, about `limit_bytes` of them (at least one). Answered by `ReadResult`."""
+    """Reads back events behind `after_seq`, about `limit_bytes` of them, at least one. Answered by `ReadResult`."""
 
     session_id: str
     ticket: int
@@ -195,7 +196,7 @@ class Dropped(Value, frozen=True, kw_only=True):
 
 
 class Failed(Value, frozen=True, kw_only=True):
-    """The session's log can no longer be written or read. Nothing after the last `Flushed` counts; the files are closed."""
+    """The log can no longer be written or read. Nothing after the last `Flushed` counts; the files are closed."""
 
     session_id: str
     message: str

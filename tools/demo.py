@@ -1,7 +1,7 @@
-"""The main job, shown: ask, cut the line in the middle of an answer, kill the server in the middle of another, lose nothing.
+"""The main job, shown: ask, cut the line in mid-answer, kill the server in mid-answer, and lose nothing.
 
-Starts a server of its own with the built-in model, on a free port and with temporary state. Exits 0 only if every joined text is
-whole. On a terminal it leaves you in the chat afterwards.
+Starts a server of its own with the built-in model, on a free port and with temporary state. Exits 0 only if every
+joined text is whole. On a terminal it leaves you in the chat afterwards.
 """
 
 from __future__ import annotations
@@ -159,9 +159,8 @@ async def ask(client: Client, fault: Callable[[], None], **sampling: float) -> A
     return Answer(text, was_resumed)
 
 
-async def show(server: Server, ready: dict[str, str]) -> None:
+async def show(server: Server, ready: dict[str, str], token: str) -> None:
     """Every promise in turn. Raises DemoError at the first that does not hold."""
-    token = Path(ready["token_file"]).read_text().strip()
     async with Client(ready["ws_url"], token) as client:
         say(f"2. Undisturbed, for comparison: {QUESTION}")
         greedy = (await client.generate(messages=CONTEXT, temperature=0)).text
@@ -207,7 +206,8 @@ def main() -> int:
             say(f"0. The server listens at {ready['url']} and loads {MODEL}.")
             say('1. llm "What is llmws?"')
             subprocess.run([BIN / "llm", "What is llmws?"], env=server.environment, check=True)
-            asyncio.run(show(server, ready))
+            token = Path(ready["token_file"]).read_text().strip()
+            asyncio.run(show(server, ready, token))
             say(f"Everything held, in {time.monotonic() - began_s:.0f} s: nothing lost, nothing twice.")
             if sys.stdin.isatty() and sys.stdout.isatty():
                 say("\nYour turn: ask it about llmws. Ctrl-D leaves.\n")

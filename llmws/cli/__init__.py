@@ -1,4 +1,4 @@
-"""`llmws`: the command line of the server. Torch, uvicorn and prompt_toolkit are imported only by the commands that need them."""
+"""`llmws`: the command line of the server. Heavy packages are imported only by the commands that need them."""
 
 from llmws.cli.main import main
 

@@ -1,10 +1,11 @@
 """Feeds the hub and carries out its commands, in order.
 
-Every door, thread and timer goes through `post`; the hub is entered by nobody else and from one thread only. Knows the formats of
-neither sockets nor files. Invariant: events are handled in the order posted, each one's commands before the next event.
+Every door, thread and timer goes through `post`; the hub is entered by nobody else and from one thread only. Knows
+the formats of neither sockets nor files. Invariant: events are handled in the order posted, each one's commands
+before the next event.
 
-A fault in the hub is a bug whose damage is unknown, so the driver stops and the process with it: the log holds the truth, and the next
-process goes on from there.
+A fault in the hub is a bug whose damage is unknown, so the driver stops and the process with it: the log holds the
+truth, and the next process goes on from there.
 """
 
 from __future__ import annotations
@@ -166,10 +167,15 @@ class Driver:
         self.post(e.Drain())
         try:
             async with asyncio.timeout(timeout_s):
-                while (self._inbox or not self._hub.is_quiet) and not self._fault.done() and not self._hurry.is_set():
-                    await asyncio.sleep(0.02)  # the hub has no callback for "quiet", and stopping is no hot path
+                # Polled: the hub tells nobody when it falls quiet, and stopping is no hot path.
+                while not (self._is_quiet or self._fault.done() or self._hurry.is_set()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
         except TimeoutError:
             _log.info("requests are still running; they go on after the next start")
+
+    @property
+    def _is_quiet(self) -> bool:
+        return not self._inbox and self._hub.is_quiet
 
     def hurry(self) -> None:
         """Ends a `drain` at once."""

@@ -1,6 +1,7 @@
 """One connection's place in a session: what it has been sent, what it may be sent, what it is still owed.
 
-Knows nothing of requests. Invariant: frames leave in seq order without a gap from `cursor`, never beyond the window or `sendable`.
+Knows nothing of requests. Invariant: frames leave in seq order without a gap from `cursor`, never beyond the window
+or `sendable`.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ class Attachment:
     def _read(self) -> Read | None:
         if self._ticket is not None:
             return None
-        # A seq is read at most once by a connection, but for a retry after a congested pause: the cursor is ticket enough.
+        # A seq is read at most once by a connection, but for a retry after a congested pause: the cursor is ticket
+        # enough.
         self._ticket = self.cursor
         return Read(session_id=self._session_id, ticket=self._ticket, after_seq=self.cursor, limit_bytes=READ_BYTES)
 

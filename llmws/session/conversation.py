@@ -1,6 +1,7 @@
 """A session's conversation: the messages that become the context of its next request.
 
-Knows neither tokens nor templates. Invariant: messages are immutable, and each is recorded once, at the terminal event of its request.
+Knows neither tokens nor templates. Invariant: messages are immutable, and each is recorded once, at the terminal
+event of its request.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Conversation:
         system, user = _prompt_parts(request.message, self.settings.system)
         turns = [Turn(role="system", content=system)] if system else []
         answered = {each.request_id for each in self.messages if each.role == "assistant"}
-        # A question that ended in an error stays in the history only: templates want turns to alternate, and what was too long
-        # once would be too long in every later prompt.
+        # A question that ended in an error stays in the history only: templates want turns to alternate, and what was
+        # too long once would be too long in every later prompt.
         turns += [Turn(role=each.role, content=each.content) for each in self.messages if each.request_id in answered]
         return (*turns, Turn(role="user", content=user))
 

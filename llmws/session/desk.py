@@ -1,6 +1,7 @@
 """The desk: what an attached client's messages do.
 
-Owns validation beyond types and ranges, and who may say what; `hello` and `ping` never get past the door. Invariant: a message that is refused changes nothing.
+Owns validation beyond types and ranges, and who may say what; `hello` and `ping` never get past the door. Invariant:
+a message that is refused changes nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the doors tell the hub, and what the hub wants done at them.
 
-Together with the answers of `engine_api` and `store_api` these are all of the hub's inputs and outputs. A connection is named by a
-number that is never used twice, so the late death of an old socket cannot hurt a new one.
+Together with the answers of `engine_api` and `store_api` these are all of the hub's inputs and outputs. A connection
+is named by a number that is never used twice, so the late death of an old socket cannot hurt a new one.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class SelectModel(Value, frozen=True):
 
 
 class UnfinishedFound(Value, frozen=True):
-    """The sessions that have a buffer file from an earlier process, the newest first: their requests go on by themselves."""
+    """The sessions that an earlier process left a buffer file of, newest first: their requests go on."""
 
     session_ids: tuple[str, ...]
 

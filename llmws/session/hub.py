@@ -1,8 +1,8 @@
 """The hub: takes an event, returns commands.
 
-Owns who is attached to what and which sessions are in memory; turns, models and messages have files of their own. It is
-synchronous and imports neither asyncio, sockets, files nor torch. Invariants: a connection belongs to at most one session; nothing is
-sent to a connection that is not attached.
+Owns who is attached to what and which sessions are in memory; turns, models and messages have files of their own. It
+is synchronous and imports neither asyncio, sockets, files nor torch. Invariants: a connection belongs to at most one
+session; nothing is sent to a connection that is not attached.
 """
 
 from __future__ import annotations

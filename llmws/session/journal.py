@@ -1,7 +1,7 @@
 """Numbers of a session's logs: which record comes next, which records have settled, which events may be sent.
 
-Knows neither files nor messages' meanings. Invariant: an event is sendable only when its record, and every record before it, is
-written, and every record up to it that asked for an fdatasync has had it (log-format: "The writer").
+Knows neither files nor messages' meanings. Invariant: an event is sendable only when its record, and every record
+before it, is written, and every record up to it that asked for an fdatasync has had it (log-format: "The writer").
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llmws.protocol import messages as m
 from llmws.store_api import Append, LogName, Record, RecordKind
 
 TAIL_BYTES = 64 * 1024
-"""Sendable frames kept in memory for connections that are about level; whoever is further behind is served from the file."""
+"""Sendable frames kept in memory for connections that are about level; the others are served from the file."""
 
 
 class Journal:

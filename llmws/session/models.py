@@ -1,7 +1,7 @@
 """Which model serves, which is being loaded, and who asked for another.
 
-Knows no requests but by their absence: it loads only when told that nothing runs. Invariant: at most one load is under way, and
-`is_settled` is false from the moment a switch is asked for until it ends.
+Knows no requests but by their absence: it loads only when told that nothing runs. Invariant: at most one load is
+under way, and `is_settled` is false from the moment a switch is asked for until it ends.
 """
 
 from __future__ import annotations

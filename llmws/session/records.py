@@ -19,7 +19,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RequestBody(Body, frozen=True, kw_only=True):
-    """`request`: accepted. `body` is the client's message with its id; `sampling` is resolved, seed and stops included."""
+    """`request`: accepted. `body` is the client's message with its id; `sampling` is resolved, seed included."""
 
     request_id: str
     body: m.Inference
@@ -77,7 +77,7 @@ def encode_body(body: Body) -> bytes:
 
 
 def request_digest(message: m.Inference) -> bytes:
-    """SHA-256 that tells whether two messages with one `request_id` ask for the same; defaults and key order do not count."""
+    """SHA-256 that tells whether two messages with one `request_id` ask for the same, however they spell it."""
     return hashlib.sha256(_SORTED_ENCODER.encode(msgspec.structs.replace(message, request_id=None))).digest()
 
 

@@ -1,7 +1,8 @@
 """Folds what the store found of a session back into a `Session`.
 
-Pure. Invariant: what comes out is what the process that wrote the log would have said at its last settled record: every request with
-a terminal event is ended, every other accepted one is queued again with all its tokens, in the order accepted.
+Pure. Invariant: what comes out is what the process that wrote the log would have said at its last settled record:
+every request with a terminal event is ended, every other accepted one is queued again with all its tokens, in the
+order accepted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One session: its log, its queue, its conversation and who is attached.
 
 Knows nothing of other sessions, of the model or of when its requests get their turn (the hub does). Commands are put
-into the hub's outbox. Invariants: every accepted request reaches exactly one terminal event; requests start in the order
-accepted; the floor never passes the owner's ack.
+into the hub's outbox. Invariants: every accepted request reaches exactly one terminal event; requests start in the
+order accepted; the floor never passes the owner's ack.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Session:
         self._floor_recorded = self.floor
 
     def flush(self) -> None:
-        """Hands what was added to the logs to the store; the conversation first, so that it never lags behind a drop."""
+        """Hands what was added to the store; the conversation first, so that it never lags behind a drop."""
         for journal in (self.conversation.journal, self.log.journal):
             append = journal.take()
             if append is not None:
@@ -213,7 +213,7 @@ class Session:
             self._outbox.append(read)
 
     def read_done(self, result: ReadResult) -> list[int]:
-        """Passes what was read to the attachment that asked; returns connections that must resume again, detached already."""
+        """Passes what was read to the attachment that asked; returns who must resume again (detached already)."""
         lost = []
         for attachment in self.attachments():
             frames = attachment.read_done(result, self.log)

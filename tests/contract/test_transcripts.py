@@ -1,7 +1,7 @@
 """The golden transcripts: what any client may rely on, word for word.
 
-`...` stands for any value, a name in angle brackets for one that must be the same wherever it stands; fields that are not
-shown may be present.
+`...` stands for any value, a name in angle brackets for one that must be the same wherever it stands; fields that are
+not shown may be present.
 """
 
 from __future__ import annotations
@@ -267,8 +267,8 @@ async def test_04_kill_and_resume(stage):
         }
     )
     assert script.names["<F>"] > script.names["<E>"]
-    # The notice that a replay is over comes after whatever was in the log at the hello: nothing yet, or the event that says
-    # that the request goes on.
+    # The notice that a replay is over comes after whatever was in the log at the hello: nothing yet, or the event
+    # that says that the request goes on.
     resumed = {
         "type": "log",
         "seq": 3,

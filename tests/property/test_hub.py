@@ -35,7 +35,8 @@ class HubMachine(RuleBasedStateMachine):
         self.kills = 0
         self.kills_in_a_row = 0
 
-    # --- the user ------------------------------------------------------------------------------------------------------
+    # --- the user
+    # ------------------------------------------------------------------------------------------------------
 
     @rule(window=st.one_of(st.none(), st.integers(0, 6)))
     def connect(self, window: int | None) -> None:
@@ -88,7 +89,8 @@ class HubMachine(RuleBasedStateMachine):
         self.user.ack(None)
         self.send({"type": "ack"})
 
-    # --- the others ----------------------------------------------------------------------------------------------------
+    # --- the others
+    # ----------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.user.session_id is not None)
     @rule()
@@ -111,7 +113,8 @@ class HubMachine(RuleBasedStateMachine):
         assert not line.frames
         self.stage.post(e.Detach(line.number))
 
-    # --- the server ----------------------------------------------------------------------------------------------------
+    # --- the server
+    # ----------------------------------------------------------------------------------------------------
 
     @rule(steps=st.integers(1, 30))
     def step(self, steps: int) -> None:
@@ -144,7 +147,8 @@ class HubMachine(RuleBasedStateMachine):
         self.stage.post((e.Congested if congested else e.Drained)(self.line.number))
         self.drain()
 
-    # --- what must hold ------------------------------------------------------------------------------------------------
+    # --- what must hold
+    # ------------------------------------------------------------------------------------------------
 
     @invariant()
     def starts_in_order(self) -> None:
@@ -154,7 +158,7 @@ class HubMachine(RuleBasedStateMachine):
     @invariant()
     def ends_are_right(self) -> None:
         for request_id, end in self.user.terminals.items():
-            prompt, tokens = self.asked[request_id]
+            prompt, _ = self.asked[request_id]
             text = self.user.texts.get(request_id, "")
             assert ANSWERS[prompt].startswith(text)
             assert (
@@ -178,7 +182,8 @@ class HubMachine(RuleBasedStateMachine):
         assert set(self.user.terminals) == set(self.asked)
         self.stage.engine.close()
 
-    # --- plumbing ------------------------------------------------------------------------------------------------------
+    # --- plumbing
+    # ------------------------------------------------------------------------------------------------------
 
     def new_line(self) -> HubClient:
         line = HubClient(self.stage, max(self.stage.clients, default=0) + 1)

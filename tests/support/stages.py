@@ -6,6 +6,7 @@ Both offer the same calls, so a transcript cannot tell them apart. The engine mo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -254,23 +255,20 @@ class SocketClient:
         self.connection = connection
 
     async def send(self, message: dict[str, Any] | str | bytes) -> None:
-        try:
+        with contextlib.suppress(ConnectionClosed):
             await self.connection.send(message if isinstance(message, bytes) else _text(message))
-        except ConnectionClosed:
-            pass
 
     async def receive(self) -> dict[str, Any]:
         async with asyncio.timeout(TIMEOUT_S):
             return json.loads(await self.connection.recv())
 
     async def closed(self) -> int:
-        try:
+        with contextlib.suppress(ConnectionClosed):
             async with asyncio.timeout(TIMEOUT_S):
                 frame = await self.connection.recv()
-        except ConnectionClosed as error:
-            assert error.rcvd is not None, "cut without a close frame"
-            return error.rcvd.code
-        raise AssertionError(f"still open, with {frame!r}")
+            raise AssertionError(f"still open, with {frame!r}")
+        assert self.connection.close_code is not None
+        return self.connection.close_code
 
     async def cut(self) -> None:
         self.connection.transport.abort()

@@ -19,7 +19,7 @@ def request(request_id: str, prompt: str | m.Prompt, answer: str = "") -> Reques
 
 
 class Talk:
-    """A conversation with ids 1, 2, 3 …"""
+    """A conversation whose messages have the ids 1, 2, 3 and so on."""
 
     def __init__(self) -> None:
         self.conversation = Conversation("s")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
-from llmws.engine_api import ModelRef
+from llmws.engine_api import Chunk, ModelRef
+from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.hub import EVICT_AFTER_S
 from tests.support.stages import GUIDE, HubClient, HubStage
@@ -116,10 +116,7 @@ async def test_a_model_that_is_not_there_cannot_be_switched_to():
 
 async def test_only_admins_switch():
     stage = HubStage(models=(GUIDE, OTHER))
-    stage.identify = lambda token: msgspec.structs.replace(HubStage.identify(stage, token))  # type: ignore[method-assign]
     user = await stage.connect()
-    from llmws.protocol import messages as m
-
     stage.post(e.Attach(user.number, "somebody", "user", m.Hello()))
     stage.post(e.Receive(user.number, m.SwitchModel(name="other")))
     stage.post(e.Receive(user.number, m.DeleteModel(model_name="other")))
@@ -198,7 +195,7 @@ async def test_a_lost_connection_ends_only_what_asked_for_it():
     await user.cut()
     await finish(stage)
     again, _ = await welcomed(stage, session_id=welcome["session_id"])
-    ends = [m for m in [await again.receive() for _ in range(len(again.frames))] if m["type"] == "done"]
+    ends = [each for each in [await again.receive() for _ in range(len(again.frames))] if each["type"] == "done"]
     assert [(end["request_id"], end["finish_reason"]) for end in ends] == [("a", "cancelled"), ("b", "stop")]
 
 
@@ -211,7 +208,7 @@ async def test_a_generation_that_nobody_collects_ends_with_its_ttl():
     stage.clock.now_s += 61
     stage.post(e.Tick())
     again, _ = await welcomed(stage, session_id=welcome["session_id"])
-    ends = [m for m in [await again.receive() for _ in range(len(again.frames))] if m["type"] == "done"]
+    ends = [each for each in [await again.receive() for _ in range(len(again.frames))] if each["type"] == "done"]
     assert [end["finish_reason"] for end in ends] == ["interrupted"]
 
 
@@ -222,7 +219,7 @@ async def test_a_request_that_kills_the_process_again_and_again_is_ended():
     for _ in range(4):
         await stage.restart()
     again, _ = await welcomed(stage, session_id=welcome["session_id"])
-    errors = [m for m in [await again.receive() for _ in range(len(again.frames))] if m["type"] == "error"]
+    errors = [each for each in [await again.receive() for _ in range(len(again.frames))] if each["type"] == "error"]
     assert [error["code"] for error in errors] == ["model_failed"]
 
 
@@ -320,6 +317,31 @@ async def test_an_ended_session_is_gone_for_good():
     assert await user.closed() == 1000
     _, again = await welcomed(stage, session_id=welcome["session_id"])
     assert (again["status"], again["reason"]) == ("new", "session_unknown")
+
+
+async def test_an_observers_ack_moves_only_its_own_window():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await finish(stage)
+    observer, _ = await welcomed(stage, session_id=welcome["session_id"], mode="observe", window=2)
+    assert await types(observer) == ["start", "token"]
+    await observer.send({"type": "ack", "seq": 2})
+    assert await types(observer) == ["ack_received", "token", "done", "caught_up"]
+    _, again = await welcomed(stage, session_id=welcome["session_id"])
+    assert again["floor_seq"] == 0
+
+
+async def test_what_the_engine_still_says_of_a_cancelled_request_is_ignored():
+    stage = HubStage()
+    user, _ = await welcomed(stage)
+    await user.send(ASK)
+    key = stage.engine.keys[0]
+    await user.send({"type": "cancel", "request_id": "a"})
+    await user.send({**ASK, "request_id": "b"})
+    stage.post(Chunk(key=key, index=0, ids=(1,), text="late"))
+    await finish(stage)
+    assert await types(user) == ["start", "done", "start", "token", "token", "done"]
 
 
 async def test_at_most_eight_observers():
