@@ -10,14 +10,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from llm_cli import commands
 from llm_cli.chat import Chat
 from llm_cli.commands import Call
+from llm_cli.progress import loading
 from llm_cli.render import clean, clean_line
-from llmws.client import Log
 from llmws.client.requests import SamplingValue
 from llmws.protocol.messages import Sampling
 
@@ -69,14 +67,9 @@ async def _models(chat: Chat, _argument: str) -> None:
 
 
 async def _switch(chat: Chat, argument: str) -> None:
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(), transient=True) as progress:
-        task = progress.add_task("", total=None)
-
-        def show(log: Log) -> None:
-            progress.update(task, completed=log.bytes or 0, total=log.total_bytes)
-
-        switched = await chat.client.switch_model(_wanted(argument, "a model's name; /models lists them"), show)
+    name = _wanted(argument, "a model's name; /models lists them")
+    with loading() as show:
+        switched = await chat.client.switch_model(name, show)
     chat.model = None
     chat.view = msgspec.structs.replace(chat.view, model=clean_line(switched.name))
     chat.say(f"the model is now {clean_line(switched.name)}, with {switched.max_context} tokens of context")

@@ -32,7 +32,8 @@ class Chat:
         target: the server.
         screen: where answers go.
         renderer: makes a renderer that goes on in the given state.
-        say: shows a line to the person, whatever is on the screen.
+        say: shows lines that the person asked for, whatever is on the screen.
+        note: shows a line that the person did not ask for.
         changed: called when `view` has changed.
         bookmarks: where what was shown is recorded.
 
@@ -53,6 +54,7 @@ class Chat:
         screen: Screen,
         renderer: Callable[[str], Renderer],
         say: Callable[[str], None],
+        note: Callable[[str], None],
         changed: Callable[[], None],
         bookmarks: Bookmarks,
     ) -> None:
@@ -62,6 +64,7 @@ class Chat:
         self.config: Sampling | None = None
         self.model_names: list[str] = []
         self.say = say
+        self.note = note
         self._target = target
         self._screen = screen
         self._renderer = renderer
@@ -92,11 +95,11 @@ class Chat:
             reconnect_timeout_s=PATIENT_S,
             listen=self._listen,
         )
-        self.conversation = Conversation(client, self._screen, shown, self.say)
+        self.conversation = Conversation(client, self._screen, shown, self.note)
         self.conversation.display = TextDisplay(
             self._screen,
             self._renderer(shown.fence),
-            note=self.say,
+            note=self.note,
             record=self.conversation.record,
             shown=shown,
         )
@@ -109,7 +112,7 @@ class Chat:
             ClientError: the session cannot be attached.
         """
         await asyncio.shield(self._opening)
-        await self.conversation.catch_up(lambda error: self.say(exits.explain(error)))
+        await self.conversation.catch_up(lambda error: self.note(exits.explain(error)))
 
     async def close(self) -> None:
         """Leaves the session."""
@@ -123,9 +126,9 @@ class Chat:
             ClientError: there is none.
         """
         if not self.is_online:
-            self.say("not connected; the question is sent as soon as that changes")
+            self.note("not connected; the question is sent as soon as that changes")
         elif self.view.model is None and self.model is None:
-            self.say("no model is loaded yet; the answer begins when there is one")
+            self.note("no model is loaded yet; the answer begins when there is one")
         done = await self.conversation.ask(prompt, system=self.system, model=self.model, config=self.config)
         self._listen(done)
 
@@ -146,5 +149,5 @@ class Chat:
         if isinstance(message, Connected) and message.welcome.status == "new":
             self.conversation.restarted()
         if line is not None:
-            self.say(line)
+            self.note(line)
         self._changed()

@@ -49,6 +49,6 @@ def explain(error: ClientError) -> str:
     """The error as a sentence, with what can be done about it where that is known."""
     text = str(error)
     if isinstance(error, RequestRejectedError) and error.code == ErrorCode.NO_MODEL:
-        return f"{text}: `llmws models` lists the models there"
+        return f"{text}; in the chat, /models lists what is there and /switch loads it"
     hint = _HINTS.get(type(error))
     return f"{text}; {hint}" if hint else text

@@ -27,8 +27,8 @@ def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
             return _usage("there is no session to continue")
     if not (is_interactive or prompt or options.session_id):
         return _usage("nothing to ask: give a prompt, or pipe one in")
-    if is_interactive and not sys.stdout.isatty():
-        return _usage("the chat needs a terminal; give a prompt")
+    if is_interactive and (options.json or not sys.stdout.isatty()):
+        return _usage("the chat is for a person at a terminal; give a prompt")
     record = bookmarks.read(options.session_id) if options.session_id else None
     try:
         server = target.choose(options, record.url if record else None)

@@ -13,7 +13,7 @@ from llm_cli.arguments import Options
 from llm_cli.bookmark import Bookmarks
 from llm_cli.conversation import Conversation, shown_of
 from llm_cli.interrupts import on_interrupt
-from llm_cli.render import Markdown, Plain, Renderer
+from llm_cli.render import for_output
 from llm_cli.screen import UNRECORDED, Screen
 from llm_cli.show import JsonDisplay, TextDisplay
 from llm_cli.target import Target
@@ -58,7 +58,7 @@ class OneShot:
             self._conversation.display = self._json
         else:
             self._conversation.display = TextDisplay(
-                self._screen, renderer(shown.fence), note=self._note, record=self._conversation.record, shown=shown
+                self._screen, for_output(shown.fence), note=self._note, record=self._conversation.record, shown=shown
             )
 
     async def run(self) -> int:
@@ -107,12 +107,6 @@ class OneShot:
     def _note(self, line: str) -> None:
         lead = "" if self._screen.at_line_start or not os.isatty(1) else "\n"
         print(f"{lead}llm: {line}", file=sys.stderr, flush=True)
-
-
-def renderer(fence: str = "") -> Renderer:
-    """Colour for a terminal that wants it, else plain text."""
-    wants_colour = os.isatty(1) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return Markdown(fence) if wants_colour else Plain()
 
 
 def _session_line(client: Client) -> SessionLine:

@@ -2,11 +2,13 @@
 
 Model output is hostile text: control characters never pass. Markdown is styled and never rewritten: every character of
 the answer is printed once, as it comes, with at most colour around it, so what was printed can be counted in characters
-of the answer, and what is copied from the terminal is the answer. Knows no file and no terminal.
+of the answer, and what is copied from the terminal is the answer.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 _RESET: Final = "\x1b[0m"
@@ -36,6 +38,21 @@ def clean(text: str) -> str:
 def clean_line(text: str) -> str:
     """`clean`, as one line: for names and messages."""
     return " ".join(clean(text).split())
+
+
+def wants_colour(environ: Mapping[str, str] = os.environ, *, fd: int = 1) -> bool:
+    """Whether standard output is a terminal that may be given colour. Source: https://no-color.org."""
+    return os.isatty(fd) and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
+def for_output(state: str = "") -> Renderer:
+    """The renderer that suits standard output, going on in the given state."""
+    return Markdown(state) if wants_colour() else Plain()
+
+
+def dim(text: str) -> str:
+    """A line that is not part of an answer, told apart from it where there is colour."""
+    return f"\x1b[2m{text}{_RESET}" if wants_colour() else text
 
 
 class Renderer(Protocol):

@@ -23,7 +23,7 @@ from llm_cli.arguments import Options
 from llm_cli.bookmark import Bookmarks
 from llm_cli.chat import Chat
 from llm_cli.interrupts import on_interrupt
-from llm_cli.oneshot import renderer
+from llm_cli.render import dim, for_output
 from llm_cli.screen import UNRECORDED, Screen
 from llm_cli.target import Target
 from llm_cli.view import toolbar
@@ -37,12 +37,13 @@ class Repl:
 
     def __init__(self, options: Options, target: Target, *, scribe: socket.socket) -> None:
         self._options = options
-        self._screen = Screen(scribe, unrecorded=lambda: self._say(UNRECORDED))
+        self._screen = Screen(scribe, unrecorded=lambda: self._note(UNRECORDED))
         self._chat = Chat(
             target,
             screen=self._screen,
-            renderer=renderer,
+            renderer=for_output,
             say=self._say,
+            note=self._note,
             changed=self._changed,
             bookmarks=Bookmarks(),
         )
@@ -88,7 +89,7 @@ class Repl:
             if self._was_warned:
                 self._interrupted()
             else:
-                self._say("Ctrl-C again, or Ctrl-D, to leave")
+                self._note("Ctrl-C again, or Ctrl-D, to leave")
             self._was_warned = True
             return ""
         except EOFError:
@@ -122,7 +123,7 @@ class Repl:
             try:
                 await task
             except asyncio.CancelledError:
-                self._say("interrupted")
+                self._note("interrupted")
             except actions.LeaveError:
                 self._wants_to_leave = True
             except ClientError as error:
@@ -142,10 +143,13 @@ class Repl:
             self._say(exits.explain(client.failure))
         await self._chat.close()
         if conversation.was_used and client.session_id is not None:
-            self._say(f"to come back: llm --session {client.session_id}")
+            self._note(f"to come back: llm --session {client.session_id}")
         return self._status
 
     # --- the screen ------------------------------------------------------------------------------------------------
+
+    def _note(self, text: str) -> None:
+        self._say(dim(text))
 
     def _say(self, text: str) -> None:
         """Shows text on lines of its own: above the prompt, or between the lines of an answer."""

@@ -1,0 +1,50 @@
+"""Which server `llm` talks to, and with which token."""
+
+import json
+import os
+
+import pytest
+
+from llm_cli.arguments import parse
+from llm_cli.target import Target, choose
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """A server of this account on port 9000, with a token."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    folder = tmp_path / "llmws" / "servers"
+    folder.mkdir(parents=True)
+    (tmp_path / "token").write_text("mine\n")
+    path = folder / "9000.json"
+    ready = {"url": "", "ws_url": "ws://127.0.0.1:9000/v1/ws", "port": 9000, "pid": os.getpid()}
+    path.write_text(json.dumps(ready | {"token_file": str(tmp_path / "token")}))
+    path.chmod(0o600)
+
+
+@pytest.mark.parametrize(
+    ("argv", "remembered", "target"),
+    [
+        ([], None, Target("ws://127.0.0.1:9000/v1/ws", "mine")),
+        (["--port", "9000"], None, Target("ws://127.0.0.1:9000", "mine")),
+        (["--url", "http://localhost:9000"], None, Target("http://localhost:9000", "mine")),
+        (["--url", "localhost:9000"], None, Target("localhost:9000", "mine")),
+        (["--port", "9000", "--token", "other"], None, Target("ws://127.0.0.1:9000", "other")),
+        (["--port", "9001"], None, Target("ws://127.0.0.1:9001", None)),
+        (["--host", "::1"], None, Target("ws://[::1]:8765", None)),
+        ([], "wss://far:9000/v1/ws", Target("wss://far:9000/v1/ws", None)),
+        (["--url", "wss://far:9000"], None, Target("wss://far:9000", None)),
+    ],
+)
+def test_the_token_goes_only_to_the_server_it_belongs_to(local, argv, remembered, target):
+    assert choose(parse(argv), remembered) == target
+
+
+def test_without_a_server_it_is_the_default_port(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert choose(parse([]), None) == Target("ws://127.0.0.1:8765", None)
+
+
+def test_the_token_file_is_read(local, tmp_path):
+    (tmp_path / "t").write_text("given\n")
+    assert choose(parse(["--token-file", str(tmp_path / "t")]), None).token == "given"

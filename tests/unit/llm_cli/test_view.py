@@ -1,0 +1,98 @@
+"""What a person knows of the session."""
+
+import pytest
+
+from llm_cli.view import View, notice, reduce, toolbar
+from llmws.client import Connected, Disconnected
+from llmws.protocol import messages as m
+
+DEVICE = m.DeviceSummary(device="NVIDIA\x1b H200", total_gb=139.8, free_gb=120.06)
+
+
+def connected(**changes) -> Connected:
+    fields = {
+        "protocol": 1,
+        "session_id": "s",
+        "status": "resumed",
+        "epoch": 1,
+        "head_seq": 0,
+        "floor_seq": 0,
+        "requests": [],
+        "model": "guide",
+        "capabilities": m.Capabilities(vision=False, resume=True, flash_attention=False),
+        "resources": DEVICE,
+        "limits": m.Limits(max_message_bytes=1, max_queue=1),
+        "heartbeat": m.Heartbeat(interval_s=1),
+        "durability": "os",
+        "server": m.ServerInfo(node_id="", version=""),
+    }
+    return Connected(welcome=m.Welcome(**(fields | changes)))
+
+
+def done(rate: float) -> m.Done:
+    return m.Done(
+        request_id="r",
+        total_tokens=1,
+        finish_reason="stop",
+        usage=m.Usage(prompt_tokens=1, completion_tokens=1, cached_tokens=0),
+        timing=m.Timing(queued_ms=0, ttft_ms=0, tokens_per_s=rate),
+        text_sha256="",
+    )
+
+
+def after(*messages) -> View:
+    view = View()
+    for message in messages:
+        view = reduce(view, message)
+    return view
+
+
+LOST = Disconnected(reason="the connection was\x1b lost", retry_in_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("messages", "line"),
+    [
+        ([], "connecting…"),
+        ([connected()], "connected · model guide · NVIDIA H200, 120.1 of 139.8 GB free"),
+        ([connected(model=None)], "connected · no model yet · NVIDIA H200, 120.1 of 139.8 GB free"),
+        ([connected(), done(88.1)], "connected · model guide · NVIDIA H200, 120.1 of 139.8 GB free · 88 tokens/s"),
+        ([connected(), LOST], "not connected: the connection was lost; trying again"),
+        ([Disconnected(reason="taken over", retry_in_s=None)], "closed: taken over"),
+        (
+            [connected(), m.ModelSwitched(name="big", path="", message="", max_context=1)],
+            "connected · model big · NVIDIA H200, 120.1 of 139.8 GB free",
+        ),
+    ],
+)
+def test_the_toolbar(messages, line):
+    assert toolbar(after(*messages)) == line
+
+
+@pytest.mark.parametrize(
+    ("view", "message", "line"),
+    [
+        (View(), connected(), None),
+        (View(), connected(model=None), "the server has no model loaded yet"),
+        (
+            View(),
+            connected(status="new", reason="session_unknown"),
+            "the server no longer has this session; this is a new one",
+        ),
+        (
+            View(),
+            connected(status="reset", reason="below_floor"),
+            "the server cannot tell what was missed (below_floor)",
+        ),
+        (View(connection="offline"), connected(), "connected again"),
+        (View(connection="online"), LOST, "connection lost (the connection was lost); connecting again"),
+        (View(connection="offline"), LOST, None),
+        (View(), Disconnected(reason="x", retry_in_s=None), None),
+        (View(), m.ModelSwitched(name="b\x07ig", path="", message="", max_context=1), "the model is now big"),
+        (View(), m.Log(code="x", message="a\nb"), "a b"),
+        (View(), m.Error(code="x", message="no", retryable=False), "no"),
+        (View(), done(1), None),
+    ],
+)
+def test_notices(view, message, line):
+    assert notice(view, message) == line
