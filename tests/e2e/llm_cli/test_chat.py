@@ -5,8 +5,8 @@ import signal
 import pytest
 
 from llmws.protocol import messages as m
+from tests.e2e.llm_cli.terminal import Terminal
 from tests.integration.client.fake_server import FakeServer, prompt_of
-from tests.integration.client.terminal import Terminal
 
 WORDS = tuple(f"word{n} " for n in range(60))
 
