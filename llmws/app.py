@@ -152,7 +152,8 @@ def check_exposure(config: Config) -> None:
     if not config.server.insecure_lan:
         raise ConfigError(
             f"server.host: {config.server.host} is reachable from other machines, and without TLS tokens "
-            "and answers can be read on the way; pass --insecure-lan if you trust the network, or use --host 127.0.0.1 behind a tunnel"
+            "and answers can be read on the way; pass --insecure-lan if you trust the network, or use --host 127.0.0.1 "
+            "behind a tunnel"
         )
 
 

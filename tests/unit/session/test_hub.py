@@ -176,6 +176,18 @@ async def test_a_request_without_a_clear_context_is_refused(change, field):
     assert (error["code"], error["field"], error["request_id"]) == ("bad_request", field, "a")
 
 
+async def test_requests_of_a_session_run_in_the_order_in_which_they_were_accepted():
+    stage = HubStage()
+    user, _ = await welcomed(stage)
+    for request_id in ("a", "b", "c"):
+        await user.send({**ASK, "request_id": request_id})
+    for _ in range(4):
+        await finish(stage)
+    seen = [await user.receive() for _ in range(len(user.frames))]
+    assert [each["request_id"] for each in seen if each["type"] == "start"] == ["a", "b", "c"]
+    assert [each["request_id"] for each in seen if each["type"] == "done"] == ["a", "b", "c"]
+
+
 async def test_a_full_queue_refuses_and_loses_nothing():
     stage = HubStage()
     user, welcome = await welcomed(stage)
