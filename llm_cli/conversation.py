@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from llm_cli.bookmark import Record
+from llm_cli.render import clean_line
 from llm_cli.screen import Screen
 from llm_cli.show import Display, Shown
 from llmws.client import (
@@ -93,7 +94,7 @@ class Conversation:
             except RequestRejectedError as error:
                 if error.code not in _PASSING or asyncio.get_running_loop().time() > deadline_s:
                     raise
-                self._note(f"{error.message}; trying again")
+                self._note(f"{clean_line(error.message)}; trying again")
                 await asyncio.sleep((error.retry_after_ms or 0) / 1000 or _RETRY_S)
 
     def cancel(self) -> bool:

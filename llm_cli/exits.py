@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from llm_cli.render import clean_line
 from llmws.client import (
     ClientError,
     ForbiddenError,
@@ -47,7 +48,7 @@ def status_of(error: ClientError) -> int:
 
 def explain(error: ClientError) -> str:
     """The error as a sentence, with what can be done about it where that is known."""
-    text = str(error)
+    text = clean_line(str(error))
     if isinstance(error, RequestRejectedError) and error.code == ErrorCode.NO_MODEL:
         return f"{text}; in the chat, /models lists what is there and /switch loads it"
     hint = _HINTS.get(type(error))

@@ -15,7 +15,7 @@ import msgspec
 from llm_cli.bookmark import Record
 from llm_cli.render import Renderer, clean, clean_line
 from llm_cli.screen import Screen
-from llmws.client import AnswerEvent, Done, Log, Position, Queue, Reset, Token
+from llmws.client import AnswerEvent, Done, Log, Position, Queue, Reset, Start, Token
 from llmws.protocol import messages as m
 
 PIECE_CHARS: Final = 512
@@ -75,6 +75,8 @@ class TextDisplay:
     async def show(self, event: AnswerEvent) -> None:
         """Shows what of an event is for a person to read."""
         match event:
+            case Start():
+                self._skip_chars = 0  # what was counted belonged to the answer before, or to a session that is lost
             case Token():
                 await self._continue(event.data)
             case Reset():

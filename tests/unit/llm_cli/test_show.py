@@ -94,6 +94,15 @@ async def test_what_was_shown_is_skipped_across_differently_cut_tokens():
     assert screen.text == "fg\n"
 
 
+async def test_a_new_answer_is_shown_from_its_first_character():
+    """Also when the session of the bookmark is lost and another answers in its place."""
+    screen = FakeScreen()
+    showing = display(screen, Shown(position=Position(epoch=1, last_seq=1), chars=5))
+    for event in (start(2), token(3, "abcdef")):
+        await showing.show(event)
+    assert screen.text == "abcdef"
+
+
 async def test_a_reset_shows_everything_after_a_note():
     screen, notes = FakeScreen(), []
     showing = display(screen, Shown(position=Position(epoch=1, last_seq=1), chars=5), notes)
