@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from llmws.protocol.messages import ClientMessage, Hello
+from llmws.runtime.driver import Sink
 
 Role = Literal["metrics", "user", "admin"]
 """Each role may do what the ones before it may."""
@@ -28,22 +29,8 @@ Authenticate = Callable[[str | None], Identity | None]
 """A token, or None where the client shows none, to its identity; None refuses. Compares in constant time."""
 
 
-class Sink(Protocol):
-    """The way out to one connection. Every method may be called after the socket is gone and then does nothing."""
-
-    def try_send(self, frame: bytes) -> None:
-        """Sends one text frame now, without waiting; `frame` is UTF-8 JSON."""
-
-    @property
-    def congested(self) -> bool:
-        """Whether the socket's write buffer is above its high-water mark, 32 KiB."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Closes after what was sent; nothing of the connection is received any more."""
-
-
 class Sessions(Protocol):
-    """Where authenticated connections lead. Implemented by the driver."""
+    """Where authenticated connections lead: the `Driver`, or a fake in tests."""
 
     def attach(self, sink: Sink, principal: str, role: str, hello: Hello) -> int:
         """Takes a connection after its hello; returns the number that names it in the calls below."""
