@@ -22,39 +22,18 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from guide import report
+from guide.data import REFUSAL, REFUSAL_ANSWER, Curriculum, load_heldout, load_topics, normalise
+from guide.evaluate import Verdict, judge
+from guide.model import END, SPECIAL, build, prompt_ids, save, train_tokenizer
+from guide.recipe import Recipe, parse
 from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from guide import report
-from guide.data import REFUSAL, REFUSAL_ANSWER, Curriculum, load_heldout, load_topics, normalise
-from guide.evaluate import Verdict, judge
-from guide.model import END, build, prompt_ids, save, train_tokenizer
-
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number of the training."""
-
-    seed: int = 7
-    vocabulary: int = 2048
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    inner: int = 384
-    context: int = 2048
-    steps: int = 2600
-    batch: int = 96
-    full_batch: int = 32
-    full_every: int = 4
-    peak_rate: float = 3e-3
-    warmup: int = 60
-    decay: float = 0.05
-    late_weight: float = 0.25
-    refusal_share: float = 0.42
-    pool: int = 24
+FOLDER = ROOT / "models" / "llmws-guide"
+HELDOUT = ROOT / "tools" / "guide" / "heldout"
 
 
 @dataclass(frozen=True)
@@ -96,11 +75,13 @@ class Batches:
     answers.
     """
 
-    def __init__(self, recipe: Recipe, curriculum: Curriculum, tokenizer: Tokenizer, answers: Mapping[str, str]) -> None:
+    def __init__(
+        self, recipe: Recipe, curriculum: Curriculum, tokenizer: Tokenizer, answers: Mapping[str, str]
+    ) -> None:
         self.recipe = recipe
         self.curriculum = curriculum
         self.tokenizer = tokenizer
-        end = tokenizer.token_to_id(END)
+        end = SPECIAL.index(END)
         self.encoded = {topic: [*tokenizer.encode(answer).ids, end] for topic, answer in answers.items()}
         self.deciding = deciding_tokens(self.encoded)
         self.rng = random.Random(recipe.seed)
@@ -116,7 +97,7 @@ class Batches:
         return batches
 
     def _cut(self, count: int, size: int, *, whole: bool) -> Iterator[Batch]:
-        rows = []
+        rows: list[tuple[list[int], list[int], int]] = []
         while len(rows) < count * size:
             sample = self.curriculum.sample()
             if whole and sample.topic == REFUSAL and self.rng.random() < 0.6:
@@ -169,9 +150,10 @@ def train(recipe: Recipe) -> tuple[LlamaForCausalLM, Tokenizer]:
     torch.manual_seed(recipe.seed)
     topics, answers = load_topics(), answers_by_topic()
     excluded = [normalise(question) for rows in load_heldout().values() for _, question in rows]
-    curriculum = Curriculum(topics, recipe.seed, excluded, recipe.refusal_share)
-    lexicon = Curriculum(topics, recipe.seed + 1, excluded, refusal_share=0.0)
-    texts = [lexicon.sample().question for _ in range(30_000)] + [answer for answer in answers.values() for _ in range(10)]
+    shares = {"refusal_share": recipe.refusal_share, "free_share": recipe.free_share}
+    curriculum = Curriculum(topics, recipe.seed, excluded, **shares)
+    lexicon = Curriculum(topics, recipe.seed + 1, excluded, **shares | {"refusal_share": 0.0})
+    texts = [f" {lexicon.sample().question}" for _ in range(30_000)] + 10 * list(answers.values())
     tokenizer = train_tokenizer(texts, recipe.vocabulary)
     model = build(
         tokenizer.get_vocab_size(),
@@ -203,7 +185,8 @@ def train(recipe: Recipe) -> tuple[LlamaForCausalLM, Tokenizer]:
         optimizer.zero_grad(set_to_none=True)
         mean = loss.item() if step == 0 else 0.98 * mean + 0.02 * loss.item()
         if step % 100 == 99:
-            print(f"step {step + 1}/{recipe.steps}  loss {mean:.3f}  {time.process_time() - begun:.0f} CPU s", flush=True)
+            spent = time.process_time() - begun
+            print(f"step {step + 1}/{recipe.steps}  loss {mean:.3f}  {spent:.0f} CPU s", flush=True)
     return model.eval(), tokenizer
 
 
@@ -223,15 +206,17 @@ def main(argv: list[str] | None = None) -> int:
     """Train or evaluate, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eval", action="store_true", help="evaluate the existing model only")
-    parser.add_argument("--out", type=Path, default=ROOT / "models" / "llmws-guide", help="the model folder")
-    parser.add_argument("--heldout", type=Path, default=ROOT / "tools" / "guide" / "heldout", help="folder of the question sets")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="the model folder")
+    parser.add_argument("--heldout", type=Path, default=HELDOUT, help="folder of the question sets")
     parser.add_argument("--show", action="store_true", help="also print the questions that failed")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a number of the recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a number of the recipe"
+    )
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     begun = time.process_time()
-    recipe = Recipe(**{name: type(getattr(Recipe, name))(value) for name, value in (item.split("=") for item in options.set)})
+    recipe = parse(options.set)
     if not options.eval:
         model, tokenizer = train(recipe)
         save(options.out, model, tokenizer)
@@ -245,9 +230,12 @@ def main(argv: list[str] | None = None) -> int:
                 if not row.right:
                     print(f"{row.expected:>20} -> {row.topic:<20} {row.question}")
     if not options.eval:
-        texts = [row.question for rows in verdicts.values() for row in rows]
-        reachable = Curriculum(load_topics(), recipe.seed).reachable(texts)
-        report.write(options.out, model, recipe, verdicts, reachable=reachable, topics=len(load_topics()), seconds=seconds)
+        topics = load_topics()
+        reachable = Curriculum(topics, recipe.seed).reachable(
+            row.question for rows in verdicts.values() for row in rows
+        )
+        figures = report.Figures(verdicts, reachable, len(topics), seconds)
+        report.write(options.out, sum(p.numel() for p in model.parameters()), recipe, figures)
         print(f"{seconds:.0f} CPU seconds; wrote {options.out.name}/")
     return 0
 

@@ -93,13 +93,17 @@ def normalise(text: str) -> str:
 
 @dataclass(frozen=True)
 class Topic:
-    """One thing the guide can answer: its id, its answer, and the patterns of its questions."""
+    """One thing the guide can answer: its id, its answer, and the patterns of its questions.
+
+    Verb and noun phrases are put into frames ("how do I …", "what is …"); questions and free wordings stand alone.
+    """
 
     id: str
     answer: str
     verb_phrases: tuple[Pattern, ...]
     noun_phrases: tuple[Pattern, ...]
     questions: tuple[Pattern, ...]
+    free: tuple[Pattern, ...]
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Sample:
 def load_topics(folder: Path = HERE / "topics") -> dict[str, Topic]:
     """Return all topics by id, in file order."""
     topics: dict[str, Topic] = {}
+    free = tomllib.loads((folder.parent / "free.toml").read_text(encoding="utf-8"))
     for path in sorted(folder.glob("*.toml")):
         for topic_id, entry in tomllib.loads(path.read_text(encoding="utf-8")).items():
             if topic_id in topics:
@@ -123,6 +128,7 @@ def load_topics(folder: Path = HERE / "topics") -> dict[str, Topic]:
                 verb_phrases=tuple(parse(entry.get("vp", ""))),
                 noun_phrases=tuple(parse(entry.get("np", ""))),
                 questions=tuple(parse(entry.get("q", ""))),
+                free=tuple(parse(free.get(topic_id, ""))),
             )
     return topics
 
@@ -149,6 +155,10 @@ class Curriculum:
         seed: of every random choice.
         excluded: normalised questions that must never be yielded (the held-out ones).
         refusal_share: share of lines to be refused.
+        free_share: share of a topic's lines in free wording.
+
+    Attributes:
+        noise: 0 to 1, how many words are dropped and mistyped; the trainer raises it.
     """
 
     def __init__(
@@ -156,12 +166,15 @@ class Curriculum:
         topics: Mapping[str, Topic],
         seed: int,
         excluded: Iterable[str] = (),
+        *,
         refusal_share: float = 0.42,
+        free_share: float = 0.3,
     ) -> None:
         self.topics = topics
         self.rng = Random(seed)
         self.excluded = frozenset(excluded)
         self.refusal_share = refusal_share
+        self.free_share = free_share
         self.noise = 0.0
         negatives = tomllib.loads((HERE / "negatives.toml").read_text(encoding="utf-8"))
         self.lists = {name: words(block) for name, block in negatives["lists"].items()}
@@ -193,7 +206,7 @@ class Curriculum:
         """Return those of `questions` which the patterns can produce, synonyms and mistakes aside."""
         parts = []
         for topic in self.topics.values():
-            parts += [pattern.regex(self.lists) for pattern in topic.questions]
+            parts += [pattern.regex(self.lists) for pattern in (*topic.questions, *topic.free)]
             for kind, phrases in (("vp", topic.verb_phrases), ("np", topic.noun_phrases)):
                 if not phrases:
                     continue
@@ -204,15 +217,16 @@ class Curriculum:
         parts += [pattern.regex(self.lists) for group in self.negatives.values() for pattern in group]
         before = "(?:(?:" + "|".join(map(re.escape, self.prefixes)) + ") )?"
         after = "(?: (?:" + "|".join(map(re.escape, self.suffixes)) + "))?"
-        patterns = [re.compile(before + part.translate(_QUOTES).replace(",", "") + after) for part in dict.fromkeys(parts)]
+        plain = (part.translate(_QUOTES).replace(",", "") for part in dict.fromkeys(parts))
+        patterns = [re.compile(before + part + after) for part in plain]
         return frozenset(
-            question
-            for question in questions
-            if any(pattern.fullmatch(normalise(question)) for pattern in patterns)
+            question for question in questions if any(pattern.fullmatch(normalise(question)) for pattern in patterns)
         )
 
     def _question(self, topic: Topic) -> str:
         """Return one undisturbed question of a topic."""
+        if topic.free and self.rng.random() < self.free_share:
+            return self.rng.choice(topic.free).sample(self.rng, self.lists)
         kinds = [("q", topic.questions), ("vp", topic.verb_phrases), ("np", topic.noun_phrases)]
         weights = [len(patterns) * (1.0 if kind == "q" else 1.6) + (2 if patterns else 0) for kind, patterns in kinds]
         kind, patterns = self.rng.choices(kinds, weights)[0]
@@ -228,15 +242,20 @@ class Curriculum:
         kind = self.rng.random()
         if kind < 0.30:
             return self._swap_anchors()
-        if kind < 0.38:
+        if kind < 0.37:
             return self._invented()
-        group = self.rng.choices(
-            ["verbs", "general", "daily", "code", "homographs", "pasted"], [0.26, 0.17, 0.17, 0.08, 0.30, 0.02]
-        )[0]
+        if kind < 0.40:
+            return " ".join(self._listed() for _ in range(self.rng.randint(2, 8)))
+        return self._listed()
+
+    def _listed(self) -> str:
+        """Return a line of `negatives.toml`."""
+        group = self.rng.choices(list(_GROUP_WEIGHTS), list(_GROUP_WEIGHTS.values()))[0]
         return self.rng.choice(self.negatives[group]).sample(self.rng, self.lists)
 
     def _noun(self) -> str:
-        return self.rng.choice(self.lists[self.rng.choice(["device", "app", "thing", "thing", "food", "animal", "place"])])
+        kind = self.rng.choice(["device", "app", "thing", "thing", "food", "animal", "place"])
+        return self.rng.choice(self.lists[kind])
 
     def _swap_anchors(self) -> str:
         """Return a question of a topic in which every content word of llmws became a foreign noun."""
@@ -253,27 +272,22 @@ class Curriculum:
     def _invented(self) -> str:
         """Return a question about an invented word, so that unknown words as such lead to a refusal."""
         word = "".join(
-            self.rng.choice(["b", "br", "c", "d", "f", "g", "gl", "h", "j", "k", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "v", "w", "z", ""])
-            + self.rng.choice(["a", "e", "i", "o", "u", "ai", "ee", "ou", "y"])
-            + self.rng.choice(["", "", "n", "r", "l", "s", "t", "ck", "m", "x"])
+            self.rng.choice(_ONSETS) + self.rng.choice(_VOWELS) + self.rng.choice(_CODAS)
             for _ in range(self.rng.choice([2, 2, 3]))
         )
-        frames = ["what is {}", "what is a {}", "who is {}", "how do i {} my {}", "where is {}", "{}", "tell me about {}",
-                  "how do i use {}", "is {} good", "how do i <verb> my {}", "how do i <verb> the {}", "<verb> {}", "my {} is broken",
-                  "explain {}", "why is the {} so {}", "how much is a {}", "i lost my {}", "does {} work", "what does {} mean", "{} {}"]
-        frame = Pattern(self.rng.choice(frames).replace("{}", "\0")).sample(self.rng, self.lists)
+        frame = Pattern(self.rng.choice(_FRAMES).replace("{}", "\0")).sample(self.rng, self.lists)
         return frame.replace("\0", word)
 
     def _disturb(self, line: str, *, foreign: bool) -> str:
         """Return the line with synonyms, additions, dropped words and typing mistakes, as `noise` (0-1) allows."""
         rng = self.rng
         if rng.random() < 0.7:
-            line = self._replace_synonyms(line, 0.45, spare_anchors=foreign)
+            line = self._replace_synonyms(line, 0.3, spare_anchors=foreign)
         if rng.random() < 0.16:
             line = f"{rng.choice(self.prefixes)} {line}"
         if rng.random() < 0.12:
             suffix = rng.choice(self.suffixes)
-            if not foreign or "llmws" not in suffix and "version" not in suffix:
+            if not foreign or not ("llmws" in suffix or "version" in suffix):
                 line = f"{line} {suffix}"
         tokens = line.split()
         if len(tokens) > 4 and rng.random() < 0.12 * self.noise:
@@ -304,7 +318,39 @@ class Curriculum:
         return " ".join(out)
 
 
-_SMALL_WORDS = frozenset("the a an my do does i is to of it me can you please in on this that are for with be will".split())
+_SMALL_WORDS = frozenset(
+    word for line in ("the a an my do does i is to of it me", "can you please in on this that are for with be will")
+    for word in line.split(" ")
+)  # fmt: skip
+_GROUP_WEIGHTS = {"verbs": 0.26, "general": 0.17, "daily": 0.17, "code": 0.08, "homographs": 0.30, "pasted": 0.02}
+_ONSETS = [*"bcdfghjklmnprstvwz", "br", "gl", "pr", "st", ""]
+_VOWELS = [*"aeiouy", "ai", "ee", "ou"]
+_CODAS = ["", "", *"nrlstmx", "ck"]
+_FRAMES = [
+    line.strip()
+    for line in """
+    what is {}
+    what is a {}
+    who is {}
+    how do i {} my {}
+    where is {}
+    {}
+    tell me about {}
+    how do i use {}
+    is {} good
+    how do i <verb> my {}
+    how do i <verb> the {}
+    <verb> {}
+    my {} is broken
+    explain {}
+    why is the {} so {}
+    how much is a {}
+    i lost my {}
+    does {} work
+    what does {} mean
+    {} {}
+    """.strip().splitlines()
+]
 
 
 def _synonym_table(block: str) -> dict[str, list[str]]:

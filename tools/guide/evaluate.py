@@ -47,7 +47,9 @@ def generate(
         ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in rows])
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
         with torch.inference_mode():
-            out = model.generate(ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, pad_token_id=pad, eos_token_id=end)
+            out = model.generate(
+                ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, pad_token_id=pad, eos_token_id=end
+            )
         for i, row in zip(rows, out[:, width:].tolist(), strict=True):
             answers[i] = tokenizer.decode(row[: row.index(end)] if end in row else row)
     return answers

@@ -19,14 +19,15 @@ SPECIAL = [PAD, BEGIN, USER, ASSISTANT, END]
 # Only the last user turn is rendered: a model of this size answers the question it is asked and would be misled by
 # earlier turns or a system prompt. The rest repeats guide.data.normalise: lower case, no punctuation around words.
 CHAT_TEMPLATE = """\
-{#- llmws-guide: only the last user turn (and an answer begun to it) is rendered; the model was trained on single \
-questions, in lower case and without punctuation. -#}
+{#- Only the last user turn, and an answer begun to it, is rendered: the model was trained on single questions, in lower
+    case and without punctuation. -#}
 {%- set last = namespace(user='', answer=none) -%}
 {%- for message in messages -%}
   {%- if message['content'] is string -%}
     {%- set text = message['content'] -%}
   {%- else -%}
-    {%- set text = message['content'] | default([], true) | selectattr('text', 'defined') | map(attribute='text') | join(' ') -%}
+    {%- set parts = message['content'] | default([], true) | selectattr('text', 'defined') -%}
+    {%- set text = parts | map(attribute='text') | join(' ') -%}
   {%- endif -%}
   {%- if message['role'] == 'user' -%}
     {%- set last.user = text -%}
@@ -39,10 +40,14 @@ questions, in lower case and without punctuation. -#}
 {%- for mark in ["'", '\u2019', '\u2018'] -%}
   {%- set plain.text = plain.text | replace(mark, '') -%}
 {%- endfor -%}
-{%- for mark in ['?', '!', ',', ';', ':', '"', '`', '(', ')', '[', ']', '*', '\u201c', '\u201d', '\u2026', '\u2014', '\u2013', '<|'] -%}
+{%- for mark in ['?', '!', ',', ';', ':', '"', '`', '(', ')', '[', ']', '*'] -%}
   {%- set plain.text = plain.text | replace(mark, ' ') -%}
 {%- endfor -%}
-{{- bos_token + '<|user|>' + plain.text.split() | map('trim', '.') | select | join(' ') + '<|assistant|>' -}}
+{%- for mark in ['\u201c', '\u201d', '\u2026', '\u2014', '\u2013', '<|'] -%}
+  {%- set plain.text = plain.text | replace(mark, ' ') -%}
+{%- endfor -%}
+{%- set words = plain.text.split() | map('trim', '.') | select -%}
+{{- bos_token + '<|user|> ' + words | join(' ') + '<|assistant|>' -}}
 {%- if last.answer is not none and not add_generation_prompt -%}
   {{- last.answer + eos_token -}}
 {%- endif -%}
@@ -65,8 +70,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def prompt_ids(tokenizer: Tokenizer, question: str) -> list[int]:
-    """Return the token ids of the rendered prompt of one normalised question."""
-    ids: list[int] = tokenizer.encode(f"{BEGIN}{USER}{question}{ASSISTANT}").ids
+    """Return the token ids of the rendered prompt of one normalised question.
+
+    The space before the question makes its first word the same token as elsewhere.
+    """
+    ids: list[int] = tokenizer.encode(f"{BEGIN}{USER} {question}{ASSISTANT}").ids
     return ids
 
 
@@ -84,7 +92,6 @@ def build(vocabulary: int, *, width: int, layers: int, heads: int, inner: int, c
         pad_token_id=SPECIAL.index(PAD),
         bos_token_id=SPECIAL.index(BEGIN),
         eos_token_id=SPECIAL.index(END),
-        attn_implementation="sdpa",
     )
     return LlamaForCausalLM(config)
 
@@ -105,7 +112,7 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
         "pad_token": PAD,
         "additional_special_tokens": [USER, ASSISTANT],
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
     }
+    (folder / "model.safetensors").chmod(0o644)
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
