@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from llmws.engine.weights import header
+from llmws.engine.weights import header, weight_files
 from llmws.errors import ModelInvalidError
 
 _SAMPLE_BLOCKS = 16
@@ -42,7 +42,7 @@ def model_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         _add(digest, b"config.json", (folder / "config.json").read_bytes())
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in weight_files(folder):
             size = path.stat().st_size
             start = 8 + len(head := header(path))
             _add(digest, path.name.encode(), size.to_bytes(8, "little"), head, *_sample(path, start, size))

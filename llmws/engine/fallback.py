@@ -81,7 +81,8 @@ class Context:
         self._use_cache = use_cache
         self._ids = torch.empty((1, len(ids) + room), dtype=torch.int64, device=model.device)
         self._ids[0, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        self._extra = {"logits_to_keep": 1} if _keeps_logits(type(model)) else {}
+        self._positions = torch.arange(self._ids.shape[1], device=model.device)[None]
+        self._takes = _parameters(type(model))
         self.caches: dict[str, Any] = {}
         self.length = len(ids)
         self.done = 0
@@ -95,13 +96,15 @@ class Context:
     def forward(self, end: int) -> torch.Tensor:
         """Feeds the ids from `done` up to `end`; returns the logits after the last of them, float32 [vocabulary]."""
         start = self.done if self._use_cache else 0
+        # Ids and positions are given from the start: some models begin anew when a context outgrows their rotary table.
+        optional = {"position_ids": self._positions[:, :end], "logits_to_keep": 1}
         inputs = self._model.prepare_inputs_for_generation(
             self._ids[:, :end],
             next_sequence_length=end - start,
             is_first_iteration=start == 0,
             use_cache=self._use_cache,
             **self.caches,
-            **self._extra,
+            **{name: value for name, value in optional.items() if name in self._takes},
         )
         outputs = self._model(**inputs, return_dict=True)
         if self._use_cache:
@@ -299,9 +302,9 @@ def _as_own_errors() -> Iterator[None]:
 
 
 @functools.cache
-def _keeps_logits(model_class: Hashable) -> bool:
-    """Whether the model can leave out the logits of all positions but the last."""
-    return "logits_to_keep" in inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
+def _parameters(model_class: Hashable) -> frozenset[str]:
+    """What the forward of a class of models takes."""
+    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor, *, tolerance: float) -> bool:

@@ -10,12 +10,10 @@ import contextlib
 import gc
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -25,18 +23,11 @@ from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine import memory
 from llmws.engine.devices import device_memory, placement, target
 from llmws.engine.digest import model_digest, tokenizer_digest
-from llmws.engine.fallback import (
-    PREFILL_TOKENS,
-    Context,
-    FallbackRunner,
-    Increments,
-    Network,
-    find_increments,
-    vocabulary,
-)
+from llmws.engine.fallback import FallbackRunner, Network, find_increments, vocabulary
+from llmws.engine.measure import measured_footprint, whole_config
 from llmws.engine.runner import Progress
 from llmws.engine.sampler import SAMPLER_VERSION
-from llmws.engine.weights import tensor_bytes, weights_bytes
+from llmws.engine.weights import tensor_bytes, weight_files, weights_bytes
 from llmws.engine_api import ModelInfo, ModelRef
 from llmws.errors import ModelInvalidError
 
@@ -47,9 +38,6 @@ MAX_RUNNING = 4
 
 _REPORT_BYTES = 2**24
 """Weights between two reports of progress, at least."""
-
-_SAMPLE_TOKENS = 32
-"""Tokens of the forward that is measured on CPU."""
 
 
 class FallbackLoader:
@@ -88,7 +76,7 @@ class FallbackLoader:
     ) -> FallbackRunner:
         """Tries the model out, measures it, and decides what it can promise."""
         increments = find_increments(network, vocabulary(network))
-        footprint = _measured_footprint(network, increments)
+        footprint = measured_footprint(network, increments)
         held = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
         readings = [device_memory(device) for device in {tensor.device for tensor in network.parameters()}]
         plan = memory.plan(
@@ -99,7 +87,7 @@ class FallbackLoader:
                 utilization=self._optimization.memory_utilization,
                 weights_bytes=held,
             ),
-            positions=memory.positions(_config(network)),
+            positions=memory.positions(whole_config(network)),
             limit=self._limits.max_context,
         )
         folder = Path(model.location)
@@ -146,8 +134,7 @@ def check_folder(folder: Path) -> None:
         raise ModelInvalidError(f"transformers {transformers.__version__} has no model type {model_type!r}: {why}")
     if transformers.CONFIG_MAPPING[model_type] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelInvalidError(f"models of type {model_type!r} are not causal language models")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelInvalidError("there are no .safetensors files; pickled weights are never read")
+    weight_files(folder)
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
@@ -211,13 +198,6 @@ def _reporting(folder: Path, progress: Progress) -> Iterator[None]:
 # --- the model -----------------------------------------------------------------------------------------------------
 
 
-def _config(network: Network) -> memory.Config:
-    """The configuration, with what its class computes."""
-    config = network.config.get_text_config()
-    layer_types = getattr(config, "layer_types", None)
-    return {**config.to_dict(), **({"layer_types": list(layer_types)} if layer_types else {})}
-
-
 def _eos_ids(network: Network) -> frozenset[int]:
     """All ids that end a completion, wherever the model's files name them."""
     ids: set[int] = set()
@@ -225,39 +205,3 @@ def _eos_ids(network: Network) -> frozenset[int]:
         named = getattr(config, "eos_token_id", None)
         ids.update([named] if isinstance(named, int) else named or ())
     return frozenset(ids)
-
-
-def _measured_footprint(network: Network, increments: Increments) -> memory.Footprint:
-    """The estimate, corrected upwards where a real forward holds more."""
-    config = _config(network)
-    in_chunks = increments is Increments.CHUNKS
-    chunk = PREFILL_TOKENS[network.device.type] if in_chunks else memory.UNBOUNDED_CONTEXT
-    try:
-        layers = () if increments is Increments.NONE else memory.cache_layers(config)
-    except ModelInvalidError:
-        layers = ()
-    cuda = network.device.type == "cuda"
-    count = min(PREFILL_TOKENS["cuda"] if cuda else _SAMPLE_TOKENS, memory.positions(config) or _SAMPLE_TOKENS)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    context = Context(network, [i % vocabulary(network) for i in range(count)])
-    context.forward(count)
-    held = context.cache_bytes()
-    peak = torch.cuda.max_memory_allocated() - before - held if cuda else 0
-    dtype_bytes = network.dtype.itemsize
-    if not layers:
-        layers = (memory.Layer(token_values=math.ceil(held / count / dtype_bytes)),)
-    estimate = memory.footprint(
-        config,
-        layers=layers,
-        dtype_bytes=dtype_bytes,
-        chunk=chunk,
-        eager=network.config._attn_implementation == "eager",
-    )
-    predicted = sum(layer.cache_bytes(dtype_bytes=dtype_bytes, context=count, chunk=count) for layer in layers)
-    return msgspec.structs.replace(
-        estimate,
-        scale=max(1.0, held / max(predicted, 1)),
-        token_values=max(estimate.token_values, math.ceil(peak / count / dtype_bytes)),
-    )

@@ -66,7 +66,6 @@ class Footprint(msgspec.Struct, frozen=True):
         repeated_values: numbers a token of the context that one layer works with beside its cache.
         token_values: numbers a token that a forward takes.
         logits_bytes: for the logits of one token, sorted.
-        scale: measured over predicted, where a real cache was found to be larger.
     """
 
     layers: tuple[Layer, ...]
@@ -75,11 +74,10 @@ class Footprint(msgspec.Struct, frozen=True):
     repeated_values: int
     token_values: int
     logits_bytes: int
-    scale: float = 1.0
 
     def cache_bytes(self, context: int) -> int:
         """Bytes that a stream of that many tokens holds between two steps."""
-        return int(sum(self._layer_bytes(layer, context) for layer in self.layers) * self.scale)
+        return sum(self._layer_bytes(layer, context) for layer in self.layers)
 
     def workspace_bytes(self, context: int) -> int:
         """Bytes that one forward needs beside weights and caches, whatever else is on.
@@ -92,7 +90,7 @@ class Footprint(msgspec.Struct, frozen=True):
         attends = any(layer.token_values for layer in self.layers)
         mask = taken * context * (1 + self.dtype_bytes) if attends else 0
         values = context * self.repeated_values + taken * self.token_values
-        return int(largest * self.scale) + mask + values * self.dtype_bytes + self.logits_bytes
+        return largest + mask + values * self.dtype_bytes + self.logits_bytes
 
     def need_bytes(self, context: int) -> int:
         """Bytes that one stream of that many tokens needs, alone."""
@@ -261,11 +259,10 @@ def _layer(config: Config, kind: str) -> Layer:
 
 def _kinds(config: Config) -> list[str]:
     """The kind of each layer: as the configuration lists them, else as transformers derives them."""
-    count = _number(config, *_LAYERS)
     listed = config.get("layer_types") or config.get("layers_block_type")
-    kinds = list(listed) if listed else [_derived_kind(config, i) for i in range(count)]
+    kinds = list(listed) if listed else [_derived_kind(config, i) for i in range(_number(config, *_LAYERS))]
     shared = _number(config, "num_kv_shared_layers", default=0)
-    return kinds[: count - shared] + ["dummy"] * shared
+    return kinds[: len(kinds) - shared] + ["dummy"] * shared
 
 
 def _derived_kind(config: Config, index: int) -> str:

@@ -59,7 +59,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Looks for the first of some strings in a text that comes in pieces."""
+    """Looks for the first of some strings to be complete in a text that comes in pieces, however it is cut."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
@@ -69,11 +69,12 @@ class StopStrings:
     def push(self, piece: str) -> str:
         """Adds text; returns what can no longer be part of a stop string, or is before the one that was `found`."""
         text = self._held + piece
-        at = min((i for stop in self._stop if (i := text.find(stop)) >= 0), default=-1)
-        if at >= 0:
+        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if found:
             self.found = True
             self._held = ""
-            return text[:at]
+            _, start = min(found)
+            return text[:start]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

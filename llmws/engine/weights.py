@@ -18,6 +18,31 @@ _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Types that become the model's dtype on loading; the others (quantised weights) stay as they are."""
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the model's weights, by name.
+
+    Others, such as an original checkpoint beside them, do not count.
+    Source: transformers reads `model.safetensors`, else the files that `model.safetensors.index.json` names.
+
+    Raises:
+        ModelInvalidError: there are none, or the index names something outside the folder.
+    """
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+        names = sorted({str(name) for name in index["weight_map"].values()})
+    except FileNotFoundError:
+        raise ModelInvalidError("there are no .safetensors files; pickled weights are never read") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelInvalidError("model.safetensors.index.json has no weight_map") from None
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ModelInvalidError(f"model.safetensors.index.json names {name[:100]!r}, which is not in the folder")
+    return [folder / name for name in names]
+
+
 def header(path: Path) -> bytes:
     """The JSON header of a safetensors file.
 
@@ -40,7 +65,7 @@ def header(path: Path) -> bytes:
 def tensor_bytes(folder: Path) -> dict[str, tuple[str, int]]:
     """(type, bytes in the file) of every tensor of the model, by name."""
     tensors: dict[str, tuple[str, int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         for name, entry in json.loads(header(path)).items():
             if name != "__metadata__":
                 start, end = entry["data_offsets"]

@@ -73,6 +73,7 @@ class Worker:
         self._inbox: deque[GenerationRequest | ModelRef | str] = deque()
         self._closed = False
         self._rate: deque[tuple[float, int]] = deque()
+        self._thread: threading.Thread | None = None
         # The thread's own from here on.
         self._loader: Loader | None = None
         self._runner: Runner | None = None
@@ -116,8 +117,9 @@ class Worker:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._mailbox.close()
-        self._thread.join()
+        if self._thread is not None:
+            self._mailbox.close()
+            self._thread.join()
 
     def _tell(self, command: GenerationRequest | ModelRef | str) -> None:
         with self._changed:

@@ -144,7 +144,7 @@ def test_ties_go_to_the_lower_id():
 @settings(max_examples=30)
 @given(seed=st.integers(0, 1000), size=st.integers(2, CPU_CANDIDATES + 60), top_k=st.integers(0, 400))
 def test_candidates_are_the_best_and_lowest(seed, size, top_k):
-    """With many equals, at every cut."""
+    """With many equals, at every cut. Kills: whatever equals topk happens to return."""
     values = torch.randint(-3, 4, (size,), generator=torch.Generator().manual_seed(seed)).tolist()
     logits = torch.tensor(values, dtype=torch.float32)
     expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[: min(top_k or len(values), CPU_CANDIDATES)]
@@ -203,7 +203,10 @@ def test_the_logits_that_came_in_stay_as_they_are():
 
 @given(cut=st.integers(0, 20), seed=st.integers(0, 1000))
 def test_a_sampler_that_starts_from_emitted_ids_goes_on_alike(cut, seed):
-    """Penalties included: all state is a function of the ids."""
+    """Penalties included: all state is a function of the ids.
+
+    Kills: noise that does not depend on the position; counts that do not start from the emitted ids.
+    """
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randn(20, 16, generator=generator)
     sampling = free(seed=seed, repetition_penalty=1.2, frequency_penalty=0.3, presence_penalty=0.1, top_p=0.9)

@@ -112,17 +112,18 @@ def test_a_stop_string_ends_the_text_and_stays_in_the_ids(ear, serve):
 
 
 def test_log_probabilities_are_the_models_own(ear, serve):
-    """Of the raw logits, whatever penalties choose."""
+    """Of the raw logits: here the likeliest token is forbidden, and is still listed first."""
     serve("qwen3")
-    sampling = Sampling(do_sample=False, logprobs=3, logit_bias={"5": -100.0})
-    ear.engine.submit(request(sampling=sampling, max_new_tokens=2))
-    (answer,) = ear.answer("whole")
     with torch.no_grad():
         logits = tiny_models.network("qwen3")(torch.tensor([PROMPT])).logits[0, -1]
     expected = torch.log_softmax(logits, dim=0)
+    best = int(expected.argmax())
+    sampling = Sampling(do_sample=False, logprobs=3, logit_bias={str(best): -100.0})
+    ear.engine.submit(request(sampling=sampling, max_new_tokens=2))
+    (answer,) = ear.answer("whole")
 
     first = answer.logprobs[0]
     assert len(answer.logprobs) == 2
-    assert first.id == answer.ids[0]
+    assert first.id == answer.ids[0] != best
     assert first.logprob == pytest.approx(float(expected[first.id]), abs=1e-4)
     assert [top.id for top in first.top] == torch.topk(expected, 3).indices.tolist()

@@ -63,12 +63,33 @@ def _configs() -> dict[str, PretrainedConfig]:
             num_experts=4,
             shared_expert_intermediate_size=16,
         ),
+        "bamba": t.BambaConfig(
+            **(_COMMON | {"num_hidden_layers": 3}),
+            attn_layer_indices=[1],
+            mamba_n_heads=8,
+            mamba_d_head=8,
+            mamba_n_groups=1,
+            mamba_d_state=8,
+        ),
+        "phi3": t.Phi3Config(
+            **_COMMON,
+            # Another rotary table from position 16 on, for which the model begins anew.
+            original_max_position_embeddings=16,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [3.0] * 4,
+                "original_max_position_embeddings": 16,
+                "factor": 16.0,
+            },
+        ),
         "lfm2": t.Lfm2Config(**(_COMMON | {"num_hidden_layers": 3}), full_attn_idxs=[1]),
     }
 
 
 CONFIGS = _configs()
-BRIEF = ("llama", "qwen3", "gemma3", "gpt2", "mamba")
+BRIEF = ("llama", "qwen3", "gemma3", "gpt2", "mamba", "phi3")
 """The kinds that slower tests run on."""
 
 

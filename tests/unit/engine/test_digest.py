@@ -17,6 +17,14 @@ def write_weights(path, data, name="w", dtype="F32"):
     path.write_bytes(struct.pack("<Q", len(head)) + head + data)
 
 
+def shard(folder, *more):
+    """The weights as two files under an index, and any other files that it is to name."""
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    write_weights(folder / "model-2.safetensors", bytes(6), name="half", dtype="BF16")
+    names = {"w": "model-1.safetensors", "half": "model-2.safetensors", **{name: name for name in more}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "model"
@@ -45,7 +53,7 @@ def test_another_model_has_another_digest(folder, change):
     elif change == "name":
         write_weights(folder / "model.safetensors", bytes(400_000), name="v")
     else:
-        write_weights(folder / "model-2.safetensors", bytes(4))
+        shard(folder)
 
     assert model_digest(folder) != before
 
@@ -77,9 +85,37 @@ def test_a_folder_without_a_configuration_is_refused(folder):
 
 
 def test_floats_take_the_models_dtype_and_the_rest_stays(folder):
-    write_weights(folder / "model-2.safetensors", bytes(6), name="half", dtype="BF16")
     write_weights(folder / "model-3.safetensors", bytes(10), name="quantised", dtype="I8")
+    shard(folder, "model-3.safetensors")
 
     assert tensor_bytes(folder) == {"w": ("F32", 400_000), "half": ("BF16", 6), "quantised": ("I8", 10)}
     assert weights_bytes(folder, dtype_bytes=4) == 400_000 + 12 + 10
     assert weights_bytes(folder, dtype_bytes=2) == 200_000 + 6 + 10
+
+
+def test_files_that_are_not_the_models_do_not_count(folder):
+    """As `consolidated.safetensors` beside the weights in some repositories."""
+    digest = model_digest(folder)
+    write_weights(folder / "consolidated.safetensors", bytes(400_000))
+
+    assert tensor_bytes(folder) == {"w": ("F32", 400_000)}
+    assert model_digest(folder) == digest
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "missing.safetensors"])
+def test_an_index_that_points_elsewhere_is_refused(folder, name):
+    (folder.parent / "other").mkdir()
+    write_weights(folder.parent / "other" / "model.safetensors", bytes(4))
+    shard(folder, name)
+
+    with pytest.raises(ModelInvalidError, match="which is not in the folder"):
+        model_digest(folder)
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", "{", '{"weight_map": 3}'])
+def test_an_index_without_a_map_is_refused(folder, index):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+
+    with pytest.raises(ModelInvalidError, match="has no weight_map"):
+        tensor_bytes(folder)

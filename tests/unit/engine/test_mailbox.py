@@ -119,7 +119,10 @@ def test_closing_lets_a_waiting_engine_go_and_loses_nothing():
     capacity=st.integers(1, 3),
 )
 def test_two_threads_lose_nothing_and_tear_nothing(steps, capacity):
-    """Whatever an engine says, each request's ids arrive once, in order, with contiguous indices."""
+    """Whatever an engine says, each request's ids arrive once, in order, with contiguous indices.
+
+    Kills: the later chunk in place of the merged one; `take` returning only the first step.
+    """
     woken = threading.Semaphore(0)
     box = Mailbox(woken.release, capacity=capacity)
     said = {key: [] for key in "abc"}
