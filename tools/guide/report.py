@@ -74,7 +74,8 @@ that equals a held-out question after normalisation never enters training; the p
 
 English only. It has learned answers, not reasoning: a question in free words may get the answer of a neighbouring
 topic or a refusal, and a foreign question with words of llmws may get an answer about llmws. It keeps no thread of
-conversation and follows no system prompt.
+conversation and follows no system prompt. Lines of more than some 80 words were not trained on: pasted text is
+mostly refused, but may get a muddled answer.
 """
 
 
