@@ -5,10 +5,12 @@
 | `local` | `LocalEngine`, the engine of this machine, put together from the rest |
 | `worker` | the one thread that owns the device: loads, admission, steps, the end of every stream |
 | `mailbox` | the way from that thread to the event loop |
-| `runner` | what the worker needs of a loaded model |
+| `runner` | what the worker needs of a loaded model; a batched tier would be another `Runner` |
 | `text`, `sampler` | ids to text and finish; logits to ids. Both can be replayed |
-| `fallback`, `loading` | any transformers causal model as a `Runner`; reading it from its folder |
-| `memory`, `digest`, `probe` | what fits; which model it is; what the device has |
+| `fallback` | any transformers causal model as a `Runner` |
+| `loading`, `weights`, `digest`, `devices` | from a folder to a runner: what is read, what it is called, where it goes |
+| `memory`, `measure` | what a context costs, by its configuration; what real forwards hold |
+| `probe` | what the machine has |
 | `scripted` | a deterministic engine for tests |
 
 It knows neither sessions nor sockets.

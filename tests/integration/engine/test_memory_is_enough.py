@@ -1,10 +1,17 @@
 """The pure estimates against what the caches of transformers hold."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 
 from llmws.engine import memory
-from llmws.engine.fallback import Context
+from llmws.engine.devices import placement
+from llmws.engine.fallback import Context, Increments, find_increments
+from llmws.engine.measure import measured_footprint
+from llmws.errors import ModelOutOfMemoryError
 from tests.integration.engine import tiny_models
 
 CONTEXTS = (1, 11, 64, 200)
@@ -50,9 +57,69 @@ def test_a_chunk_is_held_with_its_window(name):
 @pytest.mark.parametrize("name", ["gemma3", "gemma2", "qwen3", "lfm2", "llama"])
 def test_a_raw_configuration_file_is_enough(name, folder_of):
     """`config.json` as it lies in the folder gives the same layers as the class that reads it."""
-    import json
-    from pathlib import Path
-
     raw = json.loads((Path(folder_of(name).location) / "config.json").read_text())
 
     assert memory.cache_layers(raw) == memory.cache_layers(tiny_models.CONFIGS[name].to_dict())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.RwkvConfig(
+            vocab_size=320, hidden_size=32, attention_hidden_size=32, intermediate_size=64, num_hidden_layers=2
+        ),
+        # Its attention is twice as wide as its configuration lets one think.
+        transformers.Zamba2Config(
+            vocab_size=320,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            layers_block_type=["mamba", "hybrid", "mamba"],
+            mamba_d_state=8,
+            n_mamba_heads=8,
+            mamba_ngroups=1,
+            num_mem_blocks=1,
+        ),
+    ],
+    ids=["not told", "told too little"],
+)
+def test_where_a_real_cache_is_larger_it_counts(config):
+    """Architectures that the formulas do not know are measured when they are loaded."""
+    torch.manual_seed(7)
+    network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    footprint = measured_footprint(network, find_increments(network, 320))
+
+    for context in (5, 32, 100):
+        assert held_bytes(network, context, prefill=context) <= footprint.cache_bytes(context)
+
+
+def test_without_a_cache_nothing_is_held_and_all_is_worked_with():
+    network = tiny_models.network("llama")
+    footprint = measured_footprint(network, Increments.NONE)
+
+    assert footprint.cache_bytes(100) == 0
+    assert footprint.workspace_bytes(200) > 1.9 * footprint.workspace_bytes(100)
+
+
+# --- placement -------------------------------------------------------------------------------------------------------
+
+GPUS = [torch.device("cuda", 0), torch.device("cuda", 1)]
+
+
+@pytest.mark.parametrize(
+    ("needed", "expected"),
+    [
+        (5, {"device_map": {"": GPUS[0]}}),
+        (9, {"device_map": {"": GPUS[1]}}),
+        (15, {"device_map": "auto", "max_memory": {0: 6, 1: 10}}),
+    ],
+)
+def test_weights_go_to_the_first_gpu_that_holds_them_else_to_all(needed, expected):
+    assert placement(needed, dict(zip(GPUS, (6, 10), strict=True))) == expected
+
+
+def test_weights_that_fit_nowhere_are_refused_with_both_numbers():
+    with pytest.raises(ModelOutOfMemoryError, match=r"take 17\.0 GB of memory; 16\.0 GB are free"):
+        placement(17 * 10**9, dict(zip(GPUS, (6 * 10**9, 10 * 10**9), strict=True)))
