@@ -8,7 +8,7 @@
 | `runner` | what the worker needs of a loaded model; a batched tier would be another `Runner` |
 | `text`, `sampler` | ids to text and finish; logits to ids. Both can be replayed |
 | `fallback` | any transformers causal model as a `Runner` |
-| `loading`, `weights`, `digest`, `devices` | from a folder to a runner: what is read, what it is called, where it goes |
+| `loading`, `weights`, `digest`, `devices` | from a folder to a runner: what is read, how it is named, where it goes |
 | `memory`, `measure` | what a context costs, by its configuration; what real forwards hold |
 | `probe` | what the machine has |
 | `scripted` | a deterministic engine for tests |
