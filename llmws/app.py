@@ -7,6 +7,7 @@ the socket is closed.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import secrets
@@ -99,7 +100,7 @@ def local_parts(config: Config, places: Places) -> Parts:
     """The parts of a real server. Torch is imported later, on the engine's own thread."""
     return Parts(
         engine=LocalEngine(config.optimization, config.limits),
-        probe=DeviceProbe(),
+        probe=DeviceProbe(config.optimization.device),
         prompts=ThreadRenderer(),
         models=Catalog(places.models_dir, places.own_models_dir, places.bundled_dir),
     )
@@ -117,6 +118,8 @@ def serve(config: Config, places: Places, *, ready_file: Path | None = None, par
     Raises:
         ConfigError: a setting cannot be used on this machine.
     """
+    # A native crash is nothing that Python can log; this names at least the threads and where they were.
+    faulthandler.enable()
     # The default of 5 ms, for which the loop waits whenever torch holds the interpreter, would be felt in every frame.
     sys.setswitchinterval(0.0005)
     os.umask(0o077)

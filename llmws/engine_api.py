@@ -60,11 +60,15 @@ class ModelInfo(Value, frozen=True, kw_only=True):
 
     Attributes:
         digest: hex SHA-256 that names weights and configuration; a generation is continued only by the same one.
-        tokenizer_digest: hex SHA-256 over tokenizer and chat template. engine: engine and sampler version, e.g.
-        `fallback/1`; with device and dtype it decides whether a continuation is exact. device: `cpu` or e.g.
-        `cuda:0`. dtype: e.g. `float32`. max_context: tokens that one request may hold, prompt and completion
-        together; promised, never taken back. max_running: requests that the engine works on at once. vision: whether
-        images are taken. flash_attention: whether flash attention is in use.
+        tokenizer_digest: hex SHA-256 over tokenizer and chat template.
+        engine: engine and sampler version, e.g. `fallback/1`; with device and dtype it decides whether a continuation
+            is exact.
+        device: `cpu` or e.g. `cuda:0`.
+        dtype: e.g. `float32`.
+        max_context: tokens that one request may hold, prompt and completion together; promised, never taken back.
+        max_running: requests that the engine works on at once.
+        vision: whether images are taken.
+        flash_attention: whether flash attention is in use.
     """
 
     ref: ModelRef

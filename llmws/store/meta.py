@@ -85,9 +85,14 @@ def open_meta(data: bytes, session: bytes, keys: KeyRing) -> Meta:
     if not hmac.compare_digest(_mac(form[3], int(form[1]), session, keys), form[2]):
         raise MetaForgedError("meta.json is not authentic")
     try:
-        return msgspec.json.decode(form[3], type=Meta)
+        return _DECODER.decode(form[3])
     except msgspec.DecodeError:
         raise MetaForgedError("meta.json was written by another version") from None
+
+
+# Made at import, by one thread: msgspec builds what it knows of a type at its first use, and several threads that open
+# sessions at once would build it together, which crashed the process (seen with msgspec 0.22).
+_DECODER: Final = msgspec.json.Decoder(Meta)
 
 
 def _mac(body: bytes, kid: int, session: bytes, keys: KeyRing) -> bytes:

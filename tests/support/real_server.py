@@ -68,8 +68,12 @@ class RealServer:
         return self.process.wait(timeout=30)
 
     def close(self) -> None:
-        if self.process is not None and self.process.poll() is None:
+        """The end of a test: the server must still have been there, unless the test itself ended it."""
+        assert self.process is not None
+        if self.process.poll() is None:
             self.kill()
+        else:
+            assert self.process.returncode in (0, -signal.SIGKILL), f"status {self.process.returncode}: {self.log()}"
 
     def log(self) -> str:
         return (self.folder / "server.log").read_text()
