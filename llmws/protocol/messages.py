@@ -406,6 +406,26 @@ class HistoryMessage(Value, frozen=True, kw_only=True):
     finish_reason: str | None
 
 
+class SessionEntry(Value, frozen=True, kw_only=True):
+    """A session, as a list shows it.
+
+    Attributes:
+        session_id: its id.
+        title: what it is called.
+        created: Unix time, in seconds.
+        last_activity: Unix time, in seconds.
+        state: whether a client is attached.
+        messages: how many messages its conversation has.
+    """
+
+    session_id: str
+    title: str | None
+    created: float
+    last_activity: float
+    state: Literal["attached", "detached"]
+    messages: int
+
+
 # --- client to server ----------------------------------------------------------------------------------------------
 
 
@@ -554,10 +574,64 @@ class EndSession(Message, frozen=True, kw_only=True):
     """Deletes a session of one's own for good.
 
     Attributes:
-        session_id: the session that the connection is attached to.
+        session_id: the connection's own session, or another one of the same owner.
     """
 
     session_id: SessionId
+
+
+class DownloadModel(Message, frozen=True, kw_only=True):
+    """Fetches a model to this machine. Admin; not served in this version.
+
+    Attributes:
+        repo: the repository, `owner/name`.
+        target_dir: name of the folder; the repository's name when absent.
+        revision: branch, tag or commit.
+        via: how to fetch it; the server chooses when absent.
+    """
+
+    repo: ModelName
+    target_dir: ModelName | None = None
+    revision: Label | None = None
+    via: Literal["hub", "git", "torrent", "peer"] | None = None
+
+
+class CancelDownload(Message, frozen=True, kw_only=True):
+    """Stops a download, which can be resumed. Admin; not served in this version.
+
+    Attributes:
+        download_id: from `download_started`.
+    """
+
+    download_id: Label
+
+
+class ListPeers(Message, frozen=True, kw_only=True):
+    """Asks for the other nodes. Not served in this version."""
+
+
+class UpdateSession(Message, frozen=True, kw_only=True):
+    """Changes what the session is called. Not served in this version.
+
+    Attributes:
+        title: for people, in lists.
+    """
+
+    title: Label | None = None
+
+
+class Import(Message, frozen=True, kw_only=True):
+    """Puts messages into the session's conversation. Not served in this version.
+
+    Attributes:
+        messages: oldest first.
+    """
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
+
+
+class ListSessions(Message, frozen=True, kw_only=True):
+    """Asks for one's own sessions. Not served in this version."""
 
 
 ClientMessage = (
@@ -574,6 +648,12 @@ ClientMessage = (
     | DeleteModel
     | History
     | EndSession
+    | DownloadModel
+    | CancelDownload
+    | ListPeers
+    | UpdateSession
+    | Import
+    | ListSessions
 )
 
 # --- server to client ----------------------------------------------------------------------------------------------
@@ -888,6 +968,62 @@ class SessionEnded(Message, frozen=True, kw_only=True):
     session_id: str
 
 
+class DownloadStarted(Message, frozen=True, kw_only=True):
+    """A download has begun; `log` messages tell how it goes. Not sent in this version.
+
+    Attributes:
+        download_id: names it.
+    """
+
+    download_id: str
+
+
+class DownloadDone(Message, frozen=True, kw_only=True):
+    """A download is complete and checked. Not sent in this version.
+
+    Attributes:
+        download_id: names it.
+        name: the model's name from now on.
+        path: where it is listed.
+    """
+
+    download_id: str
+    name: str
+    path: str
+
+
+class Peers(Message, frozen=True, kw_only=True):
+    """The other nodes. Not sent in this version.
+
+    Attributes:
+        peers: one object a node.
+    """
+
+    peers: list[dict[str, Any]]
+
+
+class SessionUpdated(Message, frozen=True, kw_only=True):
+    """Answers `update_session` and `import`. Not sent in this version.
+
+    Attributes:
+        session_id: the session.
+        title: what it is called now.
+    """
+
+    session_id: str
+    title: str | None = None
+
+
+class Sessions(Message, frozen=True, kw_only=True):
+    """One's own sessions. Not sent in this version.
+
+    Attributes:
+        sessions: the most recently used first.
+    """
+
+    sessions: list[SessionEntry]
+
+
 ServerMessage = (
     Welcome
     | Snapshot
@@ -907,4 +1043,9 @@ ServerMessage = (
     | ModelDeleted
     | HistoryReply
     | SessionEnded
+    | DownloadStarted
+    | DownloadDone
+    | Peers
+    | SessionUpdated
+    | Sessions
 )

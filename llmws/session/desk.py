@@ -22,14 +22,30 @@ from llmws.session.session import Session, rejection
 from llmws.session.state import HubState
 from llmws.session.turns import Turns
 
-_ADMIN_ONLY: Final = (m.SwitchModel, m.DeleteModel)
+_ADMIN_ONLY: Final = (m.SwitchModel, m.DeleteModel, m.DownloadModel, m.CancelDownload)
 _OBSERVER_MAY: Final = (m.Ack, m.GetResources, m.GetStatus, m.ListModels, m.History, m.Cancel)
 
 
-class Desk:
-    """Takes the messages of attached clients."""
+_LATER: Final = (m.DownloadModel, m.CancelDownload, m.ListPeers, m.UpdateSession, m.Import, m.ListSessions)
+"""Part of the protocol, but not of this version."""
 
-    def __init__(self, state: HubState, models: Models, turns: Turns) -> None:
+
+class Desk:
+    """Takes the messages of attached clients.
+
+    Args:
+        open_first: opens a session from its files and then handles the event again.
+    """
+
+    def __init__(
+        self,
+        state: HubState,
+        models: Models,
+        turns: Turns,
+        *,
+        open_first: Callable[[str, e.Receive], None],
+    ) -> None:
+        self._open_first = open_first
         self._state = state
         self._models = models
         self._turns = turns
@@ -45,6 +61,7 @@ class Desk:
             m.DeleteModel: self._delete_model,
             m.History: self._history,
             m.EndSession: self._end_session,
+            **dict.fromkeys(_LATER, self._refuse),
         }
 
     def take(self, session: Session, attachment: Attachment, message: m.ClientMessage) -> None:
@@ -148,13 +165,23 @@ class Desk:
         session.send(attachment, [encode(session.conversation.page(before_id=message.before_id, limit=message.limit))])
 
     def _end_session(self, session: Session, attachment: Attachment, message: m.EndSession) -> None:
-        if message.session_id != session.id:
-            text = "attach to a session to end it"
-            self._state.reject(attachment.connection, ErrorCode.BAD_REQUEST, text, field="session_id")
-            return
-        self._state.send(attachment.connection, m.SessionEnded(session_id=session.id))
-        self._state.end_session(session)
-        self._turns.forget(session)
+        ended = self._state.sessions.get(message.session_id)
+        if ended is None:
+            self._open_first(message.session_id, e.Receive(attachment.connection, message))
+        elif ended.owner != session.owner:
+            self.no_such_session(attachment.connection)
+        else:
+            self._state.send(attachment.connection, m.SessionEnded(session_id=ended.id))
+            self._turns.forget(ended)
+            self._state.end_session(ended)
+
+    def no_such_session(self, connection: int) -> None:
+        """Answers whoever wants to end a session that is not there, or not theirs."""
+        self._state.reject(connection, ErrorCode.BAD_REQUEST, "no such session", field="session_id")
+
+    def _refuse(self, _session: Session, attachment: Attachment, message: m.Message) -> None:
+        text = f"{message.__struct_config__.tag} is not part of this version"
+        self._state.reject(attachment.connection, ErrorCode.UNKNOWN_TYPE, text)
 
     # --- the server ------------------------------------------------------------------------------------------------
 

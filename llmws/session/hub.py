@@ -48,7 +48,7 @@ class Hub:
         self._state = HubState(settings, clock=clock, entropy=entropy)
         self._models = Models(self._state)
         self._turns = Turns(self._state, self._models)
-        self._desk = Desk(self._state, self._models, self._turns)
+        self._desk = Desk(self._state, self._models, self._turns, open_first=self._open_first)
         self._opening: dict[str, list[e.Attach | e.Receive]] = {}
         self._opening_for: dict[int, str] = {}
         self._unfinished: deque[str] = deque()
@@ -250,6 +250,10 @@ class Hub:
             self._opening[session_id] = []
             self._state.out.append(Open(session_id=session_id))
 
+    def _open_first(self, session_id: str, event: e.Receive) -> None:
+        self._open(session_id)
+        self._opening[session_id].append(event)
+
     def _unfinished_found(self, event: e.UnfinishedFound) -> None:
         self._unfinished.extend(event.session_ids)
         self._open_unfinished()
@@ -288,6 +292,8 @@ class Hub:
         for each in self._take_opening(event.session_id):
             if isinstance(each, e.Attach):
                 self._attach_new(each, reason="session_unknown")
+            elif isinstance(each.message, m.EndSession) and each.message.session_id == event.session_id:
+                self._desk.no_such_session(each.connection)
             else:
                 self._receive(each)
 

@@ -331,6 +331,31 @@ async def test_an_ended_session_is_gone_for_good():
     assert (again["status"], again["reason"]) == ("new", "session_unknown")
 
 
+async def test_a_session_can_be_ended_from_another_one_of_the_same_owner():
+    stage = HubStage()
+    user, old = await welcomed(stage)
+    await user.send(ASK)
+    await user.cut()
+    await stage.restart()
+    await finish(stage)
+    user, _ = await welcomed(stage)
+    await user.send({"type": "end_session", "session_id": old["session_id"]})
+    await user.send({"type": "end_session", "session_id": old["session_id"]})
+    stranger = await stage.connect()
+    stage.post(e.Attach(stranger.number, "stranger", "user", m.Hello(session_id=old["session_id"])))
+    assert await types(user) == ["session_ended", "bad_request"]
+    assert (await stranger.receive())["reason"] == "session_unknown"
+    stage.post(e.Receive(stranger.number, m.EndSession(session_id="00000000-0000-4000-8000-000000000002")))
+    assert await types(stranger) == ["bad_request"]
+
+
+@pytest.mark.parametrize("kind", ["list_sessions", "list_peers", "update_session"])
+async def test_what_comes_in_a_later_version_is_refused(kind):
+    user, _ = await welcomed(HubStage())
+    await user.send({"type": kind})
+    assert await types(user) == ["unknown_type"]
+
+
 async def test_an_observers_ack_moves_only_its_own_window():
     stage = HubStage()
     user, welcome = await welcomed(stage)
