@@ -15,6 +15,7 @@ from llmws import __version__
 if TYPE_CHECKING:
     from llmws.config import Config
     from llmws.places import Places
+    from llmws.store.tokens import TokenFile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--name", required=True, help="who it is for; sessions belong to this name")
     create.add_argument("--role", required=True, choices=("user", "admin"), help="what it may do")
     create.set_defaults(run=_create_token)
+    shown = token.add_parser("list", help="list the tokens", description="Lists the tokens; none can be shown again.")
+    _add_config(shown)
+    shown.set_defaults(run=_list_tokens)
+    revoke = token.add_parser("revoke", help="make a token invalid", description="Makes a token invalid at once.")
+    _add_config(revoke)
+    revoke.add_argument("id", help="as `llmws token list` shows it")
+    revoke.set_defaults(run=_revoke_token)
     return parser
 
 
@@ -112,9 +120,26 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _create_token(options: argparse.Namespace) -> int:
+    print(_tokens(options).create(options.name, options.role))
+    return 0
+
+
+def _list_tokens(options: argparse.Namespace) -> int:
+    for entry in _tokens(options).list():
+        print(entry.id, entry.role, entry.principal, sep="\t")
+    return 0
+
+
+def _revoke_token(options: argparse.Namespace) -> int:
+    if _tokens(options).revoke(options.id):
+        return 0
+    print(f"llmws: there is no token {options.id}; `llmws token list` shows them", file=sys.stderr)
+    return 1
+
+
+def _tokens(options: argparse.Namespace) -> TokenFile:
     from llmws.store.tokens import TokenFile  # noqa: PLC0415
 
     _, located = _configuration(options)
     located.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    print(TokenFile(located.state_dir / "tokens.json").create(options.name, options.role))
-    return 0
+    return TokenFile(located.state_dir / "tokens.json")

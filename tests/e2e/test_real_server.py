@@ -268,6 +268,13 @@ def test_a_created_token_works_at_once_and_its_sessions_are_its_own(server, tmp_
             assert stranger.welcome["reason"] == "session_unknown"
         with Line(server, auth=token, session_id=ann.welcome["session_id"]) as again:
             assert again.welcome["status"] == "resumed"
+    listed = run("token", "list", "--state-dir", str(server.state), folder=tmp_path).stdout
+    token_id = next(line.split("\t")[0] for line in listed.splitlines() if line.endswith("\tuser\tann"))
+    assert token not in listed
+    assert run("token", "revoke", token_id, "--state-dir", str(server.state), folder=tmp_path).returncode == 0
+    assert run("token", "revoke", token_id, "--state-dir", str(server.state), folder=tmp_path).returncode == 1
+    with Line(server, auth=token) as revoked:
+        assert revoked.welcome["code"] == "unauthorized"
 
 
 @pytest.mark.parametrize("program", ["llmws", "llm_cli.main"])
