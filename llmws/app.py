@@ -10,6 +10,7 @@ import asyncio
 import faulthandler
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -123,6 +124,7 @@ def serve(config: Config, places: Places, *, ready_file: Path | None = None, par
     # The default of 5 ms, for which the loop waits whenever torch holds the interpreter, would be felt in every frame.
     sys.setswitchinterval(0.0005)
     os.umask(0o077)
+    _raise_file_limit(config.limits.max_connections)
     check_exposure(config)
 
     async def run() -> None:
@@ -137,6 +139,17 @@ def serve(config: Config, places: Places, *, ready_file: Path | None = None, par
             lock.close()
     finally:
         listener.close()
+
+
+def _raise_file_limit(max_connections: int) -> None:
+    """Asks for a file handle for each connection and some for the store; the usual soft limit is 1,024."""
+    wanted = max_connections + 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        _log.warning("only %d files may be open here; limits.max_connections is %d", hard, max_connections)
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_exposure(config: Config) -> None:
