@@ -24,7 +24,7 @@ test: $(VENV)/dev.stamp ## run every test of the short profile
 	@$(BIN)/python -m pytest
 
 test-fast: $(VENV)/dev.stamp ## run the pure tests only
-	@$(BIN)/python -m pytest tests/unit tests/contract
+	@$(BIN)/python -m pytest tests/unit tests/property
 
 e2e: $(VENV)/dev.stamp ## run the tests that drive real processes and terminals
 	@$(BIN)/python -m pytest tests/e2e

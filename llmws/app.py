@@ -7,6 +7,7 @@ the socket is closed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import logging
 import os
@@ -183,8 +184,7 @@ class _App:
         self._remembered = read_server_state(places.state_dir)
         write_server_state(places.state_dir, self._remembered)
         clock = SystemClock()
-        key_file = Path(config.storage.key_file) if config.storage.key_file else None
-        keys = load_keys(places.state_dir, key_file=key_file)
+        keys = load_keys(places.state_dir, key_file=places.key_file)
         self._store = FileStore(Site(state=places.state_dir, keys=keys))
         self._found = tuple(parts.models.scan())
         self._first_model = self._choose_model()
@@ -216,15 +216,15 @@ class _App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, stop)
+        ready_files = [ready_objects_dir() / f"{self._server.port}.json", *([ready_file] if ready_file else [])]
         self._driver.start()
-        ready_files = [each for each in (ready_file, ready_objects_dir() / f"{self._server.port}.json") if each]
+        self._begin()
         try:
             async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(self._server.run())
                 driving = tasks.create_task(self._driver.run())
                 await self._server.started.wait()
                 self._announce(ready_files)
-                self._begin()
                 stopping = tasks.create_task(stop.wait())
                 await asyncio.wait([serving, driving, stopping], return_when=asyncio.FIRST_COMPLETED)
                 self._server.drain()
@@ -232,8 +232,12 @@ class _App:
                 self._server.stop()
                 stop.set()
                 driving.cancel()
+        except* ConfigError as group:
+            raise group.exceptions[0] from None
         finally:
-            ready_files[-1].unlink(missing_ok=True)
+            for path in ready_files:
+                with contextlib.suppress(OSError):
+                    path.unlink()
             self._driver.stop()
 
     def _signalled(self, stop: asyncio.Event) -> None:
@@ -269,12 +273,12 @@ class _App:
             raise ConfigError(f"model.name: {error}; name one of those, or none") from None
 
     def _begin(self) -> None:
-        """Loads the model to begin with, and takes up what an earlier process left unfinished."""
-        self._driver.post(e.ModelsScanned(self._found))
-        self._driver.post(e.UnfinishedFound(tuple(self._store.unfinished())))
+        """Before any client comes: loads the model to begin with, takes up what an earlier process left unfinished."""
         if self._first_model is not None:
             self._driver.post(e.SelectModel(self._first_model))
-        else:
+        self._driver.post(e.ModelsScanned(self._found))
+        self._driver.post(e.UnfinishedFound(tuple(self._store.unfinished())))
+        if self._first_model is None:
             _log.warning("there is no model in %s; put one there, then switch to it", self._places.models_dir)
 
     def _authenticate(self, token: str | None) -> Identity | None:

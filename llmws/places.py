@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from llmws.config import PathsSection
+from llmws.config import Config
 from llmws.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -23,12 +23,13 @@ _CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() el
 
 
 class Places(NamedTuple):
-    """Absolute folders. `bundled_dir` holds the built-in model where `models_dir` does not."""
+    """Absolute paths. `bundled_dir` holds the built-in model where `models_dir` does not."""
 
     state_dir: Path
     models_dir: Path
     own_models_dir: Path
-    bundled_dir: Path | None
+    bundled_dir: Path | None = None
+    key_file: Path | None = None
 
 
 def default_config_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -37,14 +38,15 @@ def default_config_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def locate(
-    paths: PathsSection,
+    config: Config,
     config_dir: Path,
     *,
     state_dir: Path | None = None,
     models_dir: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Places:
-    """The folders in force: arguments first, then the configuration (relative to its own folder), then the defaults."""
+    """The places in force: arguments first, then the configuration (relative to its own folder), then the defaults."""
+    paths = config.paths
     if state_dir is None and paths.state_dir is not None:
         state_dir = config_dir / paths.state_dir
     if models_dir is None and paths.models_dir is not None:
@@ -59,7 +61,8 @@ def locate(
     if state_dir is None:
         state_dir = _CHECKOUT / "var" if _CHECKOUT else _xdg(environ, "XDG_STATE_HOME", ".local/state")
     state_dir = state_dir.absolute()
-    return Places(state_dir, models_dir.absolute(), state_dir / "models", bundled_dir)
+    key_file = config_dir / config.storage.key_file if config.storage.key_file is not None else None
+    return Places(state_dir, models_dir.absolute(), state_dir / "models", bundled_dir, key_file)
 
 
 def ready_objects_dir(environ: Mapping[str, str] = os.environ) -> Path:

@@ -88,7 +88,7 @@ def _configuration(options: argparse.Namespace) -> tuple[Config, Places]:
     path = (options.config or places.default_config_path()).absolute()
     loaded = config.load(path)
     located = places.locate(
-        loaded.paths,
+        loaded,
         path.parent,
         state_dir=options.state_dir,
         models_dir=getattr(options, "models_dir", None),
@@ -138,8 +138,12 @@ def _revoke_token(options: argparse.Namespace) -> int:
 
 
 def _tokens(options: argparse.Namespace) -> TokenFile:
+    from llmws.errors import ConfigError  # noqa: PLC0415
     from llmws.store.tokens import TokenFile  # noqa: PLC0415
 
     _, located = _configuration(options)
-    located.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        located.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"{located.state_dir}: cannot be made ({error.strerror})") from None
     return TokenFile(located.state_dir / "tokens.json")

@@ -16,10 +16,7 @@ from typing import Final
 from llmws.protocol import messages as m
 
 LONGEST_UNACKNOWLEDGED: Final = 16_384
-"""An answer with more events than this is acknowledged in parts, as servers pause a session at 65,536 events.
-
-Source: PROTOCOL.md, quota.
-"""
+"""An answer with more events than this is acknowledged in parts, so that a server need not keep all of it."""
 
 
 class Acknowledgements:

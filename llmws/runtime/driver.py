@@ -11,16 +11,27 @@ truth, and the next process goes on from there.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar, cast
 
-from llmws.engine_api import Engine, MemoryProbe, ModelLoaded, ModelRef, ModelSource, PromptJob, PromptRenderer
+from llmws.engine_api import (
+    Engine,
+    MemoryProbe,
+    ModelFailed,
+    ModelLoaded,
+    ModelRef,
+    ModelSource,
+    PromptJob,
+    PromptRenderer,
+)
 from llmws.errors import LlmwsError
 from llmws.protocol import ErrorCode
 from llmws.protocol import messages as m
+from llmws.runtime.backlog import Backlog
 from llmws.session import events as e
 from llmws.session.hub import Hub
 from llmws.store_api import Append, Close, Create, Delete, DropBuffer, Open, Read, SessionStore
@@ -83,17 +94,21 @@ class Driver:
         self._last_connection = 0
         self._inspector = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inspector")
         self._inspections = 0
+        self._backlog = Backlog()
         self._execute: dict[type, Callable[[Any], None]] = {
             e.Send: self._send,
             e.Disconnect: self._disconnect,
             e.Inspect: self._inspect,
             e.Submit: lambda command: engine.submit(command.request),
             e.CancelGeneration: lambda command: engine.cancel(command.key),
-            e.ScanModels: lambda _command: self.scan(),
-            e.RememberModel: lambda command: self._off_loop(lambda: remember_model(command.name), lambda _: None),
+            e.ScanModels: lambda _command: self.scan(failed=lambda: self.post(e.ScanFailed())),
+            e.RememberModel: lambda command: self._off_loop(
+                "remembering a model", lambda: remember_model(command.name), lambda _: None
+            ),
             e.LoadModel: lambda command: engine.load(command.model),
             PromptJob: prompts.render,
-            **dict.fromkeys((Create, Open, Append, Read, DropBuffer, Close, Delete), store.submit),
+            Append: self._append,
+            **dict.fromkeys((Create, Open, Read, DropBuffer, Close, Delete), store.submit),
         }
 
     # --- the doors -------------------------------------------------------------------------------------------------
@@ -160,7 +175,7 @@ class Driver:
             self.post(e.ModelsScanned(tuple(models)))
             then(tuple(models))
 
-        self._off_loop(self._models.scan, found, failed=failed)
+        self._off_loop("looking for models", self._models.scan, found, failed=failed)
 
     async def drain(self, timeout_s: float) -> None:
         """Lets what runs finish, for a while; nothing new starts."""
@@ -221,6 +236,9 @@ class Driver:
                 "model %s serves on %s, context %d", event.info.ref.name, event.info.device, event.info.max_context
             )
             self._read_memory()
+        elif isinstance(event, ModelFailed):
+            kept = event.kept.ref.name if event.kept else "no model"
+            _log.error("model %s cannot be served (%s): %s; %s serves", event.name, event.code, event.message, kept)
 
     # --- threads ---------------------------------------------------------------------------------------------------
 
@@ -232,12 +250,20 @@ class Driver:
         return lambda: self._call_soon(take)
 
     def _take_engine(self) -> None:
+        if self._backlog.is_full:
+            return  # what the engine has stays in its mailbox, and so the engine waits, until the store has caught up
         for event in self._engine.take():
             self.post(event)
 
     def _take_store(self) -> None:
         for event in self._store.take():
+            self._backlog.answered(event)
             self.post(event)
+        self._take_engine()
+
+    def _append(self, command: Append) -> None:
+        self._backlog.appended(command)
+        self._store.submit(command)
 
     # --- commands --------------------------------------------------------------------------------------------------
 
@@ -274,9 +300,10 @@ class Driver:
                 self.scan(lambda models: answer(m.ModelsList(models=self._entries(models))), failed=failed)
             case m.GetResources():
                 loaded, entries, load = self._hub.loaded, self._entries(self._hub.available), self._engine.load_state()
-                self._off_loop(lambda: self._probe.resources(loaded, entries, load), answer, failed=failed)
+                work = functools.partial(self._probe.resources, loaded, entries, load)
+                self._off_loop("reading resources", work, answer, failed=failed)
             case m.DeleteModel(model_name=name):
-                self._off_loop(lambda: self._delete(name), answer, failed=failed)
+                self._off_loop("deleting a model", functools.partial(self._delete, name), answer, failed=failed)
                 self.scan()
 
     def _entries(self, models: tuple[ModelRef, ...]) -> list[m.ModelEntry]:
@@ -291,10 +318,15 @@ class Driver:
         return m.ModelDeleted(model_name=name, message=f"{name} is deleted.")
 
     def _read_memory(self) -> None:
-        self._off_loop(self._probe.summary, lambda device: self.post(e.MemoryRead(device)))
+        self._off_loop("reading memory", self._probe.summary, lambda device: self.post(e.MemoryRead(device)))
 
     def _off_loop(
-        self, work: Callable[[], _T], then: Callable[[_T], None], *, failed: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        work: Callable[[], _T],
+        then: Callable[[_T], None],
+        *,
+        failed: Callable[[], None] = lambda: None,
     ) -> None:
         """Runs `work` on the inspector's thread, and `then` on the loop with its result or `failed` without."""
 
@@ -306,7 +338,7 @@ class Driver:
             if error is None:
                 then(future.result())
             else:
-                _log.error("looking at models or memory failed", exc_info=error)
+                _log.error("%s failed", name, exc_info=error)
                 failed()
 
         self._inspections += 1

@@ -77,9 +77,7 @@ class Attachment:
             return frames, None
         if self._snapshot is not None:
             return self._pump_snapshot(log)
-        limit = log.sendable
-        if self.window is not None:
-            limit = min(limit, self._window_base + self.window)
+        limit = self._limit(log)
         while self.cursor < limit:
             frame = log.frame(self.cursor + 1)
             if frame is None:
@@ -104,16 +102,16 @@ class Attachment:
             # A damaged log may end early; what it has is the state.
             self.cursor = min(result.events[-1][0], self._snapshot.as_of) if result.events else self._snapshot.as_of
             return []
-        if not result.events or result.events[0][0] != self.cursor + 1:
-            return None
         frames: list[bytes] = []
-        limit = log.sendable if self.window is None else min(log.sendable, self._window_base + self.window)
+        limit = self._limit(log)
         for seq, frame in result.events:
             if seq > limit:
                 break
+            if seq != self.cursor + 1:
+                return None
             self._sent(frame, seq)
             frames.append(frame)
-        return frames
+        return self._with_caught_up(frames) if result.events else None
 
     def ack_reply(self, floor_seq: int, *, now_s: float) -> list[bytes]:
         """The `ack_received` that is due, if the last one is at least 250 ms ago."""
@@ -122,6 +120,10 @@ class Attachment:
         reply = m.AckReceived(seq=self._ack_due, floor_seq=floor_seq)
         self._ack_due, self._ack_sent_s = None, now_s
         return [encode(reply)]
+
+    def _limit(self, log: EventLog) -> int:
+        """The newest event that may be in flight now."""
+        return log.sendable if self.window is None else min(log.sendable, self._window_base + self.window)
 
     def _sent(self, frame: bytes, seq: int) -> None:
         self.cursor = seq

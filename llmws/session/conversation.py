@@ -7,6 +7,7 @@ event of its request.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,9 @@ from llmws.session.journal import Journal
 from llmws.session.records import MessageBody, SettingsBody, encode_body
 from llmws.session.request import Request
 from llmws.store_api import Record
+
+PAGE_CHARS: Final = 256 * 1024
+"""Text in one `history` reply; a frame of several times that is still below what clients take."""
 
 _MESSAGE = msgspec.json.Decoder(MessageBody)
 _SETTINGS = msgspec.json.Decoder(SettingsBody)
@@ -37,7 +41,8 @@ class Conversation:
 
     def configure(self, sampling: m.Sampling) -> None:
         """Replaces the session's sampling defaults."""
-        self._set(msgspec.structs.replace(self.settings, sampling=sampling))
+        if sampling != self.settings.sampling:
+            self._set(msgspec.structs.replace(self.settings, sampling=sampling))
 
     def context(self, request: Request) -> tuple[Turn, ...]:
         """The turns that the request's prompt is rendered from."""
@@ -61,7 +66,7 @@ class Conversation:
         if not request.uses_conversation or request.id in self._requests:
             return
         system, content = _prompt_parts(request.message, self.settings.system)
-        if system != self.settings.system:
+        if finish_reason is not None and system != self.settings.system:
             self._set(msgspec.structs.replace(self.settings, system=system))
         question = MessageBody(
             id=new_id(),
@@ -72,7 +77,7 @@ class Conversation:
             created_s=now_s,
         )
         self._record(question)
-        if finish_reason is not None:
+        if finish_reason is not None and request.is_started:
             answer = msgspec.structs.replace(
                 question,
                 id=new_id(),
@@ -84,10 +89,19 @@ class Conversation:
             )
             self._record(answer)
 
-    def page(self, *, before_id: str | None, limit: int) -> m.HistoryReply:
-        """The newest `limit` messages before the one named (or of all), oldest first."""
-        end = next((i for i, each in enumerate(self.messages) if each.id == before_id), len(self.messages))
-        start = max(0, end - limit)
+    def page(self, *, before_id: str | None, limit: int) -> m.HistoryReply | None:
+        """The newest messages before the one named (or of all), oldest first; None if there is no such message.
+
+        At most `limit` of them and about `PAGE_CHARS` of text, but at least one.
+        """
+        ids = [each.id for each in self.messages]
+        if before_id is not None and before_id not in ids:
+            return None
+        end = len(ids) if before_id is None else ids.index(before_id)
+        start, room = end, PAGE_CHARS
+        while start > max(0, end - limit) and (start == end or room >= len(self.messages[start - 1].content)):
+            start -= 1
+            room -= len(self.messages[start].content)
         page = [
             m.HistoryMessage(
                 id=each.id,

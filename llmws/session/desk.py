@@ -139,17 +139,17 @@ class Desk:
         request = next((each for each in session.queue if each.id == message.request_id), None)
         if request is not None:
             self._turns.end(session, request, "cancelled")
-        elif message.request_id not in session.ended:
+        elif not session.has_ended(message.request_id):
             self._state.reject(attachment.connection, ErrorCode.BAD_REQUEST, "no such request", message)
 
     def _ack(self, session: Session, attachment: Attachment, message: m.Ack) -> None:
-        if message.window is not None:
-            attachment.window = message.window
         seq = message.seq if message.seq is not None else max(attachment.last_terminal, session.floor)
         if seq > max(attachment.seen, session.floor):
             text = "acknowledges events that this connection was not sent"
             self._state.reject(attachment.connection, ErrorCode.BAD_REQUEST, text, field="seq")
         else:
+            if message.window is not None:
+                attachment.window = message.window
             session.ack(attachment, seq, now_s=self._state.clock.monotonic())
 
     # --- the session -----------------------------------------------------------------------------------------------
@@ -162,7 +162,12 @@ class Desk:
         session.send(attachment, [encode(m.ConfigAck(config=merged))])
 
     def _history(self, session: Session, attachment: Attachment, message: m.History) -> None:
-        session.send(attachment, [encode(session.conversation.page(before_id=message.before_id, limit=message.limit))])
+        page = session.conversation.page(before_id=message.before_id, limit=message.limit)
+        if page is None:
+            text = "no such message in this session"
+            self._state.reject(attachment.connection, ErrorCode.BAD_REQUEST, text, field="before_id")
+        else:
+            session.send(attachment, [encode(page)])
 
     def _end_session(self, session: Session, attachment: Attachment, message: m.EndSession) -> None:
         ended = self._state.sessions.get(message.session_id)
@@ -172,8 +177,8 @@ class Desk:
             self.no_such_session(attachment.connection)
         else:
             self._state.send(attachment.connection, m.SessionEnded(session_id=ended.id))
+            self._state.delete(ended)
             self._turns.forget(ended)
-            self._state.end_session(ended)
 
     def no_such_session(self, connection: int) -> None:
         """Answers whoever wants to end a session that is not there, or not theirs."""
@@ -205,12 +210,11 @@ class Desk:
             text = "give a name or a model_path"
             self._state.reject(attachment.connection, ErrorCode.BAD_REQUEST, text, field="name")
         else:
-            self._models.ask_switch(session.id, attachment.connection, wanted)
+            self._models.ask_switch(session.id, wanted)
 
     def _delete_model(self, _session: Session, attachment: Attachment, message: m.DeleteModel) -> None:
-        loading = self._models.loading
-        if message.model_name in (self._models.name, loading.name if loading else None):
-            text = "this model is loaded; switch to another one first"
+        if self._models.is_wanted(message.model_name):
+            text = "this model is loaded or about to be; switch to another one first"
             self._state.reject(attachment.connection, ErrorCode.CONFLICT, text)
         else:
             self._state.out.append(e.Inspect(attachment.connection, message))

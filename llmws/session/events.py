@@ -102,6 +102,10 @@ class ModelsScanned(Value, frozen=True):
     models: tuple[ModelRef, ...]
 
 
+class ScanFailed(Value, frozen=True):
+    """The folders could not be looked at; what was known still counts."""
+
+
 class MemoryRead(Value, frozen=True):
     """The device's memory, for the next welcomes."""
 
@@ -140,6 +144,7 @@ HubEvent = (
     | Drained
     | Answer
     | ModelsScanned
+    | ScanFailed
     | MemoryRead
     | SelectModel
     | UnfinishedFound
@@ -193,7 +198,7 @@ class CancelGeneration(Value, frozen=True):
 
 
 class ScanModels(Value, frozen=True):
-    """Looks for models again; answered by `ModelsScanned`."""
+    """Looks for models again; answered by `ModelsScanned` or `ScanFailed`."""
 
 
 class RememberModel(Value, frozen=True):

@@ -7,9 +7,12 @@ session; nothing is sent to a connection that is not attached.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal
+
+import msgspec
 
 from llmws import protocol
 from llmws.engine_api import (
@@ -32,7 +35,7 @@ from llmws.session.recovery import restore
 from llmws.session.session import Session
 from llmws.session.state import HubSettings, HubState
 from llmws.session.turns import Turns
-from llmws.store_api import Created, Dropped, Failed, Flushed, Open, Opened, ReadResult, Unknown
+from llmws.store_api import Close, Created, Dropped, Failed, Flushed, Open, Opened, ReadResult, Unknown
 
 EVICT_AFTER_S: Final = 300.0
 """A detached session with nothing to do leaves memory after this long; its files stay."""
@@ -60,8 +63,9 @@ class Hub:
             e.Drained: self._drained,
             e.Answer: self._answer,
             e.ModelsScanned: self._models.scanned,
+            e.ScanFailed: self._models.scan_failed,
             e.MemoryRead: self._memory_read,
-            e.SelectModel: lambda event: self._models.load(event.model),
+            e.SelectModel: self._select_model,
             e.UnfinishedFound: self._unfinished_found,
             e.Tick: self._tick,
             e.Drain: self._drain,
@@ -213,6 +217,8 @@ class Hub:
         was_owner = session.attachment is not None and session.attachment.connection == event.connection
         session.detach(event.connection)
         self._note_detached(session)
+        session.record_floor(now_s=math.inf)
+        self._state.dirty[session.id] = session
         if was_owner:
             self._turns.cancel_abandoned(session)
 
@@ -271,9 +277,15 @@ class Hub:
         return waiting
 
     def _opened(self, event: Opened) -> None:
-        waiting = self._take_opening(event.session_id)
         state = self._state
-        session, ended = restore(event, outbox=state.out, now_s=state.clock.monotonic())
+        try:
+            session, ended = restore(event, outbox=state.out, now_s=state.clock.monotonic())
+        except msgspec.MsgspecError:
+            # The records are authentic, so another version wrote them; what it means is not for this one to guess.
+            state.out.append(Close(session_id=event.session_id, meta=event.meta))
+            self._failed(Failed(session_id=event.session_id, message="another version of llmws wrote this session"))
+            return
+        waiting = self._take_opening(event.session_id)
         state.sessions[session.id] = session
         self._note_detached(session)
         for turn in ended:
@@ -284,7 +296,7 @@ class Hub:
         session.drop_if_done()
         for each in waiting:
             if isinstance(each, e.Attach):
-                self._attach_known(session, each)
+                self._attach(each)  # not to `session`: a message before this one may have ended it
             else:
                 self._receive(each)
 
@@ -331,13 +343,16 @@ class Hub:
             for attachment in session.attachments():
                 self._send_away(attachment.connection, event.message)
             self._turns.forget(session)
-            self._state.forget(session)
 
     def _send_away(self, connection: int, message: str) -> None:
         self._state.reject(connection, ErrorCode.STORAGE_FAILED, message)
         self._state.out.append(e.Disconnect(connection, CloseCode.INTERNAL, "storage failed"))
 
     # --- the server ------------------------------------------------------------------------------------------------
+
+    def _select_model(self, event: e.SelectModel) -> None:
+        if self._models.loading is None:
+            self._models.load(event.model)
 
     def _model_failed(self, event: ModelFailed) -> None:
         self._models.failed(event)
@@ -359,7 +374,7 @@ class Hub:
             session = state.sessions[session_id]
             if session.is_idle():
                 session.close()
-                state.forget(session)
+                self._turns.forget(session)
 
     def _drain(self, _event: e.Drain) -> None:
         self._state.is_draining = True
@@ -369,4 +384,3 @@ class Hub:
         for session in list(self._state.sessions.values()):
             self._turns.forget(session)
             session.close()
-            self._state.forget(session)

@@ -16,10 +16,9 @@ from llmws.session.state import HubState
 
 
 class _Switch(NamedTuple):
-    """A switch that a client asked for; `ref` is None until the models folders have been looked at again."""
+    """A switch that a session asked for; `ref` is None until the models folders have been looked at again."""
 
     session_id: str
-    connection: int
     wanted: str
     ref: ModelRef | None
 
@@ -66,9 +65,23 @@ class Models:
         self.loading = ref
         self._state.out.append(e.LoadModel(ref))
 
-    def ask_switch(self, session_id: str, connection: int, wanted: str) -> None:
-        """Takes a client's wish; the folders are looked at again, since the model may just have been put there."""
-        self._switches.append(_Switch(session_id, connection, wanted, None))
+    def is_wanted(self, name: str) -> bool:
+        """Whether this model serves, is being loaded, or is to be switched to."""
+        serving = self.current.ref.name if self.current else None
+        loading = self.loading.name if self.loading else None
+        return name in (serving, loading) or any(wish.ref and wish.ref.name == name for wish in self._switches)
+
+    def ask_switch(self, session_id: str, wanted: str) -> None:
+        """Takes a client's wish; the folders are looked at again, since the model may just have been put there.
+
+        A session has one wish at a time: a newer one replaces one that has not begun.
+        """
+        begun = self._switches[:1] if self.loading is not None else []
+        for wish in self._switches[len(begun) :]:
+            if wish.session_id == session_id:
+                self._switches.remove(wish)
+                self._refuse(wish, ErrorCode.CONFLICT, "a newer switch_model of this session replaces this one")
+        self._switches.append(_Switch(session_id, wanted, None))
         self._state.out.append(e.ScanModels())
 
     def scanned(self, event: e.ModelsScanned) -> None:
@@ -80,10 +93,15 @@ class Models:
             ref = wish.ref or self.find(wish.wanted)
             if ref is not None:
                 self._switches.append(wish._replace(ref=ref))
-            elif self._state.attachment(wish.connection):
-                self._state.reject(
-                    wish.connection, ErrorCode.MODEL_NOT_FOUND, "no such model here; list_models lists them"
-                )
+            else:
+                self._refuse(wish, ErrorCode.MODEL_NOT_FOUND, "no such model here; list_models lists them")
+
+    def scan_failed(self, _event: e.ScanFailed) -> None:
+        """The folders could not be looked at: the wishes that waited for it are refused."""
+        wishes, self._switches = self._switches, [wish for wish in self._switches if wish.ref is not None]
+        for wish in wishes:
+            if wish.ref is None:
+                self._refuse(wish, ErrorCode.INTERNAL, "the models folders could not be read")
 
     def begin_switch(self) -> None:
         """Begins the next switch that was asked for. Nothing may be running."""
@@ -112,9 +130,7 @@ class Models:
         self.loading = None
         self.current = event.kept
         if self._switches and self._switches[0].ref and self._switches[0].ref.name == event.name:
-            wish = self._switches.pop(0)
-            if self._state.attachment(wish.connection):
-                self._state.reject(wish.connection, event.code, event.message)
+            self._refuse(self._switches.pop(0), event.code, event.message)
 
     def _switched(self, info: ModelInfo) -> None:
         wish = self._switches.pop(0)
@@ -133,6 +149,14 @@ class Models:
 
     def _tell(self, text: str, read_bytes: int, total_bytes: int) -> None:
         """Tells whoever asked for the switch how it goes."""
-        if self._switches and self._state.attachment(self._switches[0].connection):
-            log = m.Log(code="loading", message=text, bytes=read_bytes, total_bytes=total_bytes)
-            self._state.send(self._switches[0].connection, log)
+        if self._switches and (owner := self._owner(self._switches[0])) is not None:
+            self._state.send(owner, m.Log(code="loading", message=text, bytes=read_bytes, total_bytes=total_bytes))
+
+    def _refuse(self, wish: _Switch, code: ErrorCode, text: str) -> None:
+        if (owner := self._owner(wish)) is not None:
+            self._state.reject(owner, code, text)
+
+    def _owner(self, wish: _Switch) -> int | None:
+        """The connection that the session which asked has now."""
+        session = self._state.sessions.get(wish.session_id)
+        return session.attachment.connection if session and session.attachment else None

@@ -24,7 +24,6 @@ class RequestBody(Body, frozen=True, kw_only=True):
     request_id: str
     body: m.Inference
     sampling: m.Sampling
-    accepted_s: float
 
 
 class PromptBody(Body, frozen=True, kw_only=True):

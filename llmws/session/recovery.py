@@ -43,14 +43,15 @@ def restore(opened: Opened, *, outbox: list[HubCommand], now_s: float) -> tuple[
     session.conversation = Conversation(
         opened.session_id, records=opened.conversation, next_n=opened.next_conversation_n
     )
-    fold = _Fold(now_s=now_s)
+    fold = _Fold(floor=meta.floor, now_s=now_s)
     for record in opened.records:
         fold.add(record)
-    session.floor = max(meta.floor, fold.floor)
+    session.floor = fold.floor
     reached = max(fold.last_seq, session.floor)
     last_seq = max(reached, meta.last_seq)
+    session.corrupt_epoch = opened.corrupt_epoch
     # A meta that has seen more events than the log holds: the log's end was lost, though no line of it is damaged.
-    session.corrupt_epoch = opened.epoch if last_seq > reached else opened.corrupt_epoch
+    session.hole_seq = last_seq if last_seq > reached else fold.hole_seq
     session.log = EventLog(opened.session_id, epoch=opened.epoch, next_n=opened.next_n, last_seq=last_seq)
     for request in fold.open.values():
         if not request.is_started:
@@ -64,12 +65,15 @@ def restore(opened: Opened, *, outbox: list[HubCommand], now_s: float) -> tuple[
 
 
 class _Fold:
-    def __init__(self, *, now_s: float) -> None:
+    """The open and ended requests, the floor, and the newest event that is missing though nobody acknowledged it."""
+
+    def __init__(self, *, floor: int, now_s: float) -> None:
         self._now_s = now_s
         self.open: dict[str, Request] = {}
         self.ended: list[RestoredTurn] = []
         self.last_seq = 0
-        self.floor = 0
+        self.floor = floor
+        self.hole_seq = 0
 
     def add(self, record: Record) -> None:
         match record.kind:
@@ -80,6 +84,8 @@ class _Fold:
                 if prompt.request_id in self.open:
                     self.open[prompt.request_id].prompt = prompt
             case "event":
+                if record.seq > max(self.last_seq, self.floor) + 1:
+                    self.hole_seq = record.seq - 1
                 self.last_seq = record.seq
                 self._event(decode_server(record.value), record.seq)
             case "ack":
@@ -92,7 +98,6 @@ class _Fold:
             digest=request_digest(body.body),
             sampling=body.sampling,
             accepted_s=self._now_s,
-            recovered=True,
         )
         request.record_n = n
         self.open[request.id] = request

@@ -31,14 +31,12 @@ class Request:
         digest: bytes,
         sampling: m.Sampling,
         accepted_s: float,
-        recovered: bool = False,
     ) -> None:
         self.message = message
         self.id = request_id
         self.digest = digest
         self.sampling = sampling
         self.accepted_s = accepted_s
-        self.recovered = recovered
         self.record_n = 0
         self.state: State = "queued"
         self.key = ""
@@ -84,9 +82,8 @@ class Request:
         self.fruitless_resumes = 0
 
     def submitted(self, *, now_s: float) -> None:
-        """Goes to the engine, for the first time in this process."""
+        """Goes to the engine; its times are counted from here."""
         self.state = "running"
-
         self.submitted_s = now_s
         self.first_token_s = None
         self._index_at_submit = len(self.ids)

@@ -7,6 +7,7 @@ order accepted; the floor never passes the owner's ack.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Final, Literal, NamedTuple
 
@@ -28,7 +29,10 @@ Terminal = Literal["done", "error"]
 
 
 class _Ended(NamedTuple):
+    """A request that ended: its body, where its events begin (0 without a start) and end, and how."""
+
     digest: bytes
+    start_seq: int
     seq: int
     terminal: Terminal
 
@@ -44,6 +48,7 @@ class Session:
         self.conversation = Conversation(session_id)
         self.ends: tuple[tuple[int, int], ...] = ()
         self.corrupt_epoch = 0
+        self.hole_seq = 0
         self.floor = 0
         self.queue: deque[Request] = deque()
         self.attachment: Attachment | None = None
@@ -88,8 +93,10 @@ class Session:
 
     def reset_reason(self, position: m.Position | None) -> str | None:
         """Why a position cannot be continued, or None when it can. Source: log-format, "Epochs and positions"."""
+        if (self.floor if position is None else position.last_seq) < self.hole_seq:
+            return "log_corrupt"
         if position is None:
-            return "log_corrupt" if self.corrupt_epoch == self.log.epoch else None
+            return None
         ends = dict(self.ends) | {self.log.epoch: self.log.sendable}
         if position.epoch not in ends:
             return "unknown_epoch"
@@ -101,10 +108,11 @@ class Session:
 
     def snapshot_builder(self) -> SnapshotBuilder:
         """Gathers the state of the requests that are open or still in the log, as of now."""
-        open_starts = [each.start_seq - 1 for each in self.queue if each.is_started]
+        kept: list[Request | _Ended] = [*self.queue, *(each for each in self.ended.values() if each.seq > self.floor)]
+        starts = [each.start_seq - 1 for each in kept if each.start_seq > 0]
         as_of = self.log.sendable
         return SnapshotBuilder(
-            after_seq=min([self.floor, as_of, *open_starts]),
+            after_seq=min([self.floor, as_of, *starts]),
             as_of=as_of,
             floor=self.floor,
             queued=[each.id for each in self.queue],
@@ -136,7 +144,6 @@ class Session:
             request_id=request.id,
             body=request.message,
             sampling=request.sampling,
-            accepted_s=self.last_activity_unix_s,
         )
         request.record_n = self.log.journal.add("request", encode_body(body), sync=True)
         self.queue.append(request)
@@ -148,7 +155,8 @@ class Session:
 
     def remember_end(self, request: Request, event: m.Done | m.Error, seq: int) -> None:
         """Keeps how a request ended, for when its id comes again."""
-        self.ended[request.id] = _Ended(request.digest, seq, "done" if isinstance(event, m.Done) else "error")
+        terminal: Terminal = "done" if isinstance(event, m.Done) else "error"
+        self.ended[request.id] = _Ended(request.digest, request.start_seq, seq, terminal)
 
     def restored(self, *, has_buffer: bool) -> None:
         """The session was opened from its files."""
@@ -184,6 +192,12 @@ class Session:
         if finished.body_mac != ledger_mac(self.ledger_key, digest):
             return _conflict(request_id)
         return _duplicate(request_id, finished.terminal)
+
+    def has_ended(self, request_id: str) -> bool:
+        """Whether a request of this id was accepted and has ended, however long ago the ledger reaches."""
+        if request_id in self.ended:
+            return True
+        return bool(self.ledger) and ledger_mac(self.ledger_key, request_id.encode()) in self.ledger
 
     def reply_when_durable(self, attachment: Attachment, n: int, message: m.Message) -> None:
         """Sends an un-sequenced reply once record `n` is safe."""
@@ -245,12 +259,14 @@ class Session:
         self.pump(attachment)
 
     def record_floor(self, *, now_s: float) -> None:
-        """Logs the floor, at most four times a second."""
+        """Logs the floor, at most four times a second; at once with `now_s` infinite."""
         if self.floor == self._floor_recorded or now_s - self._floor_recorded_s < ACK_INTERVAL_S:
             return
         if self._has_buffer:
-            self._floor_recorded, self._floor_recorded_s = self.floor, now_s
+            self._floor_recorded = self.floor
+            self._floor_recorded_s = now_s if math.isfinite(now_s) else -math.inf
             self.log.journal.add("ack", encode_body(AckBody(floor=self.floor)), sync=False)
+            self._age_ended()
 
     def drop_if_done(self) -> None:
         """Deletes the buffer file when everything is acknowledged, nothing is open and all is safely written."""
@@ -282,16 +298,8 @@ class Session:
     # --- meta ------------------------------------------------------------------------------------------------------
 
     def meta(self) -> SessionMeta:
-        """What the store keeps beside the logs. Finished requests move to the ledger on the way."""
-        if self.ledger_key:
-            for request_id, ended in self.ended.items():
-                id_mac = ledger_mac(self.ledger_key, request_id.encode())
-                self.ledger[id_mac] = Finished(
-                    id_mac=id_mac, body_mac=ledger_mac(self.ledger_key, ended.digest), terminal=ended.terminal
-                )
-            self.ended = {key: each for key, each in self.ended.items() if each.seq > self.floor}
-            while len(self.ledger) > LEDGER_SIZE:
-                del self.ledger[next(iter(self.ledger))]
+        """What the store keeps beside the logs."""
+        self._age_ended()
         return SessionMeta(
             owner=self.owner,
             created_s=self.created_unix_s,
@@ -317,6 +325,19 @@ class Session:
         self.flush()
         if self.is_stored:
             self._outbox.append(Close(session_id=self.id, meta=self.meta()))
+
+    def _age_ended(self) -> None:
+        """Moves requests whose events are acknowledged to the ledger, which is bounded."""
+        if not self.ledger_key:
+            return
+        for request_id, ended in [(key, each) for key, each in self.ended.items() if each.seq <= self.floor]:
+            del self.ended[request_id]
+            id_mac = ledger_mac(self.ledger_key, request_id.encode())
+            self.ledger[id_mac] = Finished(
+                id_mac=id_mac, body_mac=ledger_mac(self.ledger_key, ended.digest), terminal=ended.terminal
+            )
+        while len(self.ledger) > LEDGER_SIZE:
+            del self.ledger[next(iter(self.ledger))]
 
     def _release_replies(self) -> None:
         while self._when_durable and self._when_durable[0][0] <= self.log.journal.settled:

@@ -64,17 +64,16 @@ class HubState:
         self.send(connection, rejection(getattr(message, "request_id", None), code, text, field=field))
 
     def forget(self, session: Session) -> None:
-        """The session leaves memory."""
+        """The session leaves memory; see `Turns.forget`, which also stops its requests."""
         for attachment in session.attachments():
             self.connections.pop(attachment.connection, None)
         self.sessions.pop(session.id, None)
         self.dirty.pop(session.id, None)
         self.detached_s.pop(session.id, None)
 
-    def end_session(self, session: Session) -> None:
-        """The session and its files are deleted for good."""
+    def delete(self, session: Session) -> None:
+        """Sends everyone away and deletes the files for good; the caller then forgets the session."""
         for attachment in session.attachments():
             self.out.append(e.Disconnect(attachment.connection, CloseCode.NORMAL, "session ended"))
         if session.is_stored:
             self.out.append(Delete(session_id=session.id))
-        self.forget(session)

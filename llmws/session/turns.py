@@ -43,29 +43,37 @@ class Turns:
         self._waiting.pop(session.id, None)
         for request in session.queue:
             self._stop(request)
+        self._state.forget(session)
 
     def admit(self) -> None:
         """Gives requests their turn, in the order their sessions came, as far as the model allows."""
         models = self._models
+        if self._state.is_draining:
+            return
         if not self._active:
             models.begin_switch()
-        while self._waiting and models.is_settled and not self._state.is_draining:
+        while self._waiting and models.is_settled:
             session = self._state.sessions[next(iter(self._waiting))]
             request = session.queue[0]
-            if request.model is not None:
-                ref = models.find(request.model)
-                if ref is None:
-                    gone = f"the model {request.model} is not on this machine any more"
-                    self.end(session, request, ErrorCode.MODEL_NOT_FOUND, gone)
+            ref = models.find(request.model) if request.model is not None else None
+            if request.model is not None and ref is None:
+                gone = f"the model {request.model} is not on this machine any more"
+                self.end(session, request, ErrorCode.MODEL_NOT_FOUND, gone)
+            elif ref is not None and (models.current is None or models.current.ref.name != ref.name):
+                if not (self._state.settings.load_on_demand or request.is_started):
+                    text = f"the model {request.model} is not loaded any more"
+                    self.end(session, request, ErrorCode.MODEL_NOT_FOUND, text)
                     continue
-                if models.current is None or models.current.ref.name != ref.name:
-                    if not self._active:
-                        models.load(ref)
-                    return  # whoever comes later waits too: otherwise a busy model would never be switched from
-            if models.current is None or len(self._active) >= models.current.max_running:
+                if not self._active:
+                    models.load(ref)
+                return  # whoever comes later waits too: otherwise a busy model would never be switched from
+            elif models.current is None:
+                self.end(session, request, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
+            elif len(self._active) >= models.current.max_running:
                 return
-            del self._waiting[session.id]
-            self._activate(session, request, models.current)
+            else:
+                del self._waiting[session.id]
+                self._activate(session, request, models.current)
 
     def prompt_ready(self, event: PromptReady) -> None:
         """A prompt is tokenised: the request starts."""

@@ -4,8 +4,7 @@ Owns who works on a session when; knows nothing of bytes. A session with work in
 so its operations keep their order and its files need no lock, while other sessions go on beside it. Invariant:
 `Flushed` never names a record that write(2), or for `durable` fdatasync(2), has not returned for.
 
-The queue of operations has no bound of its own: the hub pauses its engine when the distance from appended to written
-grows.
+The queue of operations has no bound of its own: the driver lets the engine wait when what is not written grows.
 """
 
 from __future__ import annotations

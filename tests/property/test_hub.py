@@ -132,13 +132,33 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        self.drain()
+        self.stall(stuck=False)
         self.kills += 1
         self.kills_in_a_row = max(self.kills_in_a_row, self.kills)
         self.line = None
         self.stage.store.crash()
         self.stage.clock.now_s += 1
         self.stage.start()
+
+    @rule(stuck=st.booleans())
+    def stall(self, stuck: bool) -> None:
+        """The disk is slow: nothing is written, and so nothing sent, until it is not."""
+        self.stage.is_store_stuck = stuck
+        self.stage.post(e.Tick())
+        self.drain()
+
+    @precondition(lambda self: self.user.has_asked)
+    @rule()
+    def fail_disk(self) -> None:
+        """A write fails: whoever is there is sent away, and comes back to what the disk has."""
+        self.stall(stuck=False)
+        self.stage.disk.failing.add(self.user.session_id)
+
+    @precondition(lambda self: self.line is not None)
+    @rule(temperature=st.sampled_from([0.1, 0.2]))
+    def configure(self, temperature: float) -> None:
+        self.user.has_asked = True
+        self.send({"type": "config", "data": {"temperature": temperature}})
 
     @precondition(lambda self: self.line is not None)
     @rule(congested=st.booleans())
@@ -171,6 +191,8 @@ class HubMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With a network and time, everything asked for comes to its end and the user has all of it."""
+        self.stall(stuck=False)
+        self.stage.disk.failing.clear()
         self.connect(None)
         for request_id in self.asked:
             self.send_request(request_id)  # as a client does with what was not answered before the line died
@@ -210,6 +232,8 @@ class HubMachine(RuleBasedStateMachine):
             if message.get("code") == "queue_full":
                 del self.asked[message["request_id"]]
             self.user.receive(message)
+        if self.line is not None and self.line.close_code is not None:
+            self.line = None
 
     def exchange(self, line: HubClient, message: dict[str, Any]) -> list[dict[str, Any]]:
         for outcome in line.door.receive(json.dumps(message).encode(), text=True):

@@ -158,6 +158,7 @@ class HubStage:
         self.broken = broken or {}
         self.load_on_demand = load_on_demand
         self.is_store_stuck = False
+        self.scans_fail = False
         self.disk = MemoryDisk()
         self.clock = ManualClock()
         self.entropy = CountingEntropy()
@@ -208,7 +209,7 @@ class HubStage:
             case e.LoadModel(model=model):
                 self.engine.load(model)
             case e.ScanModels():
-                self.inbox.append(e.ModelsScanned(self.models))
+                self.inbox.append(e.ScanFailed() if self.scans_fail else e.ModelsScanned(self.models))
             case e.Inspect(connection=number, message=message):
                 self.inbox.append(e.Answer(number, inspected(message)))
             case PromptJob():

@@ -6,7 +6,7 @@ import msgspec
 
 from llmws.engine_api import Turn
 from llmws.protocol import messages as m
-from llmws.session.conversation import Conversation
+from llmws.session.conversation import PAGE_CHARS, Conversation
 from llmws.session.request import Request
 
 
@@ -14,6 +14,7 @@ def request(request_id: str, prompt: str | m.Prompt, answer: str = "") -> Reques
     made = Request(
         message=m.Inference(prompt=prompt), request_id=request_id, digest=b"", sampling=m.Sampling(), accepted_s=0.0
     )
+    made.start_seq = 1
     made.add((1,), answer, now_s=0.0)
     return made
 
@@ -52,7 +53,36 @@ def test_a_question_that_ended_in_an_error_is_kept_but_is_no_context():
     talk = Talk()
     talk.finish(request("a", "too long"), finish_reason=None)
     assert talk.turns("two") == [("user", "two")]
-    assert [each.content for each in talk.conversation.page(before_id=None, limit=9).messages] == ["too long"]
+    page = talk.conversation.page(before_id=None, limit=9)
+    assert page is not None
+    assert [each.content for each in page.messages] == ["too long"]
+
+
+def test_a_system_message_of_a_request_that_failed_does_not_stay():
+    talk = Talk()
+    talk.finish(request("a", m.Prompt(system="far too long", user="one")), finish_reason=None)
+    assert talk.turns("two") == [("user", "two")]
+
+
+def test_a_request_that_never_started_leaves_no_answer():
+    talk = Talk()
+    waiting = request("a", "one")
+    waiting.start_seq = 0
+    talk.finish(waiting, finish_reason="cancelled")
+    assert talk.turns("two") == [("user", "two")]
+    page = talk.conversation.page(before_id=None, limit=9)
+    assert page is not None
+    assert [each.role for each in page.messages] == ["user"]
+
+
+def test_a_page_is_bounded_by_its_text_too():
+    talk = Talk()
+    for number in range(4):
+        talk.finish(request(f"r{number}", "x" * (PAGE_CHARS // 3), "short"))
+    page = talk.conversation.page(before_id=None, limit=99)
+    assert page is not None
+    assert (len(page.messages), page.more) == (5, True)
+    assert talk.conversation.page(before_id="nobody", limit=9) is None
 
 
 def test_messages_of_the_client_are_the_whole_context_and_are_not_kept():
@@ -94,6 +124,8 @@ def test_pages_are_counted_from_the_newest():
     for number in range(3):
         talk.finish(request(f"r{number}", f"q{number}", f"a{number}"))
     page = talk.conversation.page(before_id=None, limit=2)
+    assert page is not None
     assert ([each.content for each in page.messages], page.more) == (["q2", "a2"], True)
     page = talk.conversation.page(before_id=page.messages[0].id, limit=9)
+    assert page is not None
     assert ([each.content for each in page.messages], page.more) == (["q0", "a0", "q1", "a1"], False)

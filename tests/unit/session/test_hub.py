@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from llmws.engine_api import Chunk, ModelRef
@@ -354,6 +355,119 @@ async def test_what_comes_in_a_later_version_is_refused(kind):
     user, _ = await welcomed(HubStage())
     await user.send({"type": kind})
     assert await types(user) == ["unknown_type"]
+
+
+async def test_a_hello_behind_the_end_of_a_session_gets_a_new_one():
+    """Both come while the session is still being opened; the second must not be attached to what is deleted."""
+    stage = HubStage()
+    user, old = await welcomed(stage)
+    await user.send(ASK)
+    await finish(stage)
+    await user.send({"type": "ack"})
+    await stage.restart()
+    stage.is_store_stuck = True
+    first = await client(stage, session_id=old["session_id"])
+    await first.send({"type": "end_session", "session_id": old["session_id"]})
+    second = await client(stage, session_id=old["session_id"])
+    stage.is_store_stuck = False
+    stage.post(e.Tick())
+    assert (await types(first))[-1] == "session_ended"
+    assert (await second.receive())["reason"] == "session_unknown"
+    await second.send(ASK)
+    await finish(stage)
+    assert (await types(second))[-1] == "done"
+
+
+async def test_a_snapshot_holds_the_whole_text_of_what_ended_behind_the_floor():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await finish(stage)
+    await user.send({"type": "ack", "seq": 2})
+    again, _ = await welcomed(
+        stage, session_id=welcome["session_id"], resume={"epoch": welcome["epoch"], "last_seq": 1}
+    )
+    (request,) = (await again.receive())["requests"]
+    assert (request["state"], request["text"], request["next_index"]) == ("done", "Hello", 4)
+
+
+async def test_a_confirmed_floor_survives_a_kill():
+    """The newer owner's ack comes within the quarter of a second in which the floor is not recorded again."""
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await user.send({**ASK, "request_id": "b"})
+    await finish(stage)
+    await user.send({"type": "ack", "seq": 2})
+    await user.send({"type": "ack", "seq": 4})
+    await user.cut()
+    await stage.restart()
+    _, again = await welcomed(stage, session_id=welcome["session_id"])
+    assert again["floor_seq"] == 4
+
+
+async def test_requests_taken_while_the_folders_are_looked_at_do_not_wait_for_ever():
+    stage = HubStage(models=(), selected=None)
+    admin, _ = await welcomed(stage)
+    user, _ = await welcomed(stage)
+    await admin.send({"type": "switch_model", "name": "nope"})
+    await user.send(ASK)
+    await finish(stage)
+    assert await types(admin) == ["model_not_found"]
+    assert await types(user) == ["no_model"]
+
+
+async def test_folders_that_cannot_be_read_refuse_the_switch_and_hold_up_nobody():
+    stage = HubStage(models=(GUIDE, OTHER))
+    stage.scans_fail = True
+    user, _ = await welcomed(stage)
+    await user.send({"type": "switch_model", "name": "other"})
+    await user.send(ASK)
+    await finish(stage)
+    assert await types(user) == ["internal", "start", "token", "token", "done"]
+
+
+async def test_records_of_another_version_send_the_client_away_and_end_nothing_else():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await finish(stage)
+    records = stage.disk.sessions[welcome["session_id"]].records["buffer"]
+    records[0] = msgspec.structs.replace(records[0], value=b'{"request_id":"a"}')
+    await stage.restart()
+    again = await client(stage, session_id=welcome["session_id"])
+    assert await types(again) == ["storage_failed"]
+    assert await again.closed() == 4500
+    _, fresh = await welcomed(stage)
+    assert fresh["status"] == "new"
+
+
+async def test_a_refused_ack_changes_no_window():
+    stage = HubStage()
+    user, _ = await welcomed(stage, window=1)
+    await user.send(ASK)
+    await finish(stage)
+    await user.send({"type": "ack", "seq": 99, "window": 99})
+    assert await types(user) == ["start", "bad_request"]
+
+
+async def test_a_newer_wish_for_a_model_replaces_the_older_one_of_the_session():
+    stage = HubStage(models=(GUIDE, OTHER))
+    user, _ = await welcomed(stage)
+    await user.send(ASK)
+    for _ in range(3):
+        await user.send({"type": "switch_model", "name": "other"})
+    await finish(stage)
+    seen = await types(user)
+    assert (seen.count("conflict"), seen.count("model_switched")) == (2, 1)
+
+
+async def test_no_switch_begins_while_the_server_stops():
+    stage = HubStage(models=(GUIDE, OTHER))
+    user, _ = await welcomed(stage)
+    stage.post(e.Drain())
+    await user.send({"type": "switch_model", "name": "other"})
+    assert await types(user) == []
 
 
 async def test_an_observers_ack_moves_only_its_own_window():
