@@ -16,6 +16,7 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -28,6 +29,7 @@ from llmws.catalog.choose import auto_select
 from llmws.config import Config
 from llmws.engine.local import LocalEngine
 from llmws.engine.probe import DeviceProbe
+from llmws.engine.worker import ENGINE_THREAD
 from llmws.engine_api import Engine, MemoryProbe, ModelRef, ModelSource, PromptRenderer
 from llmws.errors import ConfigError, ModelNotFoundError
 from llmws.places import (
@@ -140,6 +142,11 @@ def serve(config: Config, places: Places, *, ready_file: Path | None = None, par
             lock.close()
     finally:
         listener.close()
+    if any(thread.name == ENGINE_THREAD and thread.is_alive() for thread in threading.enumerate()):
+        # It is inside a load or the import of torch. Everything is on disk; the interpreter's own end would pull the
+        # ground from under native code and could crash.
+        logging.shutdown()
+        os._exit(0)
 
 
 def _raise_file_limit(max_connections: int) -> None:

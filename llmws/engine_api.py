@@ -67,6 +67,7 @@ class ModelInfo(Value, frozen=True, kw_only=True):
         dtype: e.g. `float32`.
         max_context: tokens that one request may hold, prompt and completion together; promised, never taken back.
         max_running: requests that the engine works on at once.
+        vocab_size: ids that a prompt may hold are below this; 0 where it is not known.
         vision: whether images are taken.
         flash_attention: whether flash attention is in use.
     """
@@ -79,6 +80,7 @@ class ModelInfo(Value, frozen=True, kw_only=True):
     dtype: str
     max_context: int
     max_running: int
+    vocab_size: int = 0
     vision: bool = False
     flash_attention: bool = False
 
@@ -193,7 +195,7 @@ class Engine(Protocol):
         """Requests and rate right now."""
 
     def close(self) -> None:
-        """Stops after the running step and waits for the thread. Unfinished requests just end."""
+        """Stops after the running step, and waits a while for it. Unfinished requests just end."""
 
 
 class MemoryProbe(Protocol):
@@ -261,7 +263,7 @@ class PromptReady(Value, frozen=True, kw_only=True, tag="prompt_ready"):
 
 
 class PromptFailed(Value, frozen=True, kw_only=True, tag="prompt_failed"):
-    """The prompt cannot be served: `context_too_long`, `bad_request` or `model_failed` (the template)."""
+    """The prompt cannot be served: `context_too_long`, or `model_failed` where template or tokenizer refuse it."""
 
     key: str
     code: ErrorCode

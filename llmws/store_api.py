@@ -122,7 +122,7 @@ class Close(Value, frozen=True, kw_only=True):
 
 
 class Delete(Value, frozen=True, kw_only=True):
-    """Deletes the session for good: tombstone first, then the files. No answer. The id stays unknown for ever."""
+    """Deletes the session for good: tombstone first, then the files. Answered by `Deleted`; the id stays unknown."""
 
     session_id: str
 
@@ -195,6 +195,12 @@ class Dropped(Value, frozen=True, kw_only=True):
     session_id: str
 
 
+class Deleted(Value, frozen=True, kw_only=True):
+    """The session is gone, also after a loss of power."""
+
+    session_id: str
+
+
 class Failed(Value, frozen=True, kw_only=True):
     """The log can no longer be written or read. Nothing after the last `Flushed` counts; the files are closed."""
 
@@ -202,7 +208,7 @@ class Failed(Value, frozen=True, kw_only=True):
     message: str
 
 
-StoreEvent = Created | Opened | Unknown | Flushed | ReadResult | Dropped | Failed
+StoreEvent = Created | Opened | Unknown | Flushed | ReadResult | Dropped | Deleted | Failed
 
 
 class SessionStore(Protocol):

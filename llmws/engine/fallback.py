@@ -48,6 +48,9 @@ class Network(Protocol):
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **inputs: object) -> dict[str, Any]:
         """The inputs of the next forward, as this model wants them."""
 
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        """The module that turns ids into vectors."""
+
     def parameters(self) -> Iterator[torch.Tensor]:
         """Of a torch module."""
 

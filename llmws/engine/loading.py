@@ -100,6 +100,7 @@ class FallbackLoader:
             dtype=str(network.dtype).removeprefix("torch."),
             max_context=plan.max_context,
             max_running=self._limits.max_running or MAX_RUNNING,
+            vocab_size=network.get_input_embeddings().num_embeddings,
             flash_attention=str(network.config._attn_implementation).startswith("flash"),
         )
         log.info("%s: %s, continues by %s, context %d", model.name, info.device, increments.value, info.max_context)

@@ -34,6 +34,9 @@ from llmws.protocol.messages import EngineResources
 log = logging.getLogger(__name__)
 
 _RATE_WINDOW_S = 5.0
+ENGINE_THREAD = "llmws-engine"
+CLOSE_TIMEOUT_S = 2.0
+"""A step ends well within; a load of a large model, or the import of torch, is not waited for."""
 
 
 class _ClosedError(Exception):
@@ -84,7 +87,7 @@ class Worker:
         """See `Engine.start`."""
         self._mailbox = Mailbox(notify)
         # A daemon: when the rest of the process fails before `close`, it must not wait for a model to load.
-        self._thread = threading.Thread(target=self._run, name="llmws-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=ENGINE_THREAD, daemon=True)
         self._thread.start()
 
     def load(self, model: ModelRef) -> None:
@@ -119,7 +122,7 @@ class Worker:
             self._changed.notify_all()
         if self._thread is not None:
             self._mailbox.close()
-            self._thread.join()
+            self._thread.join(CLOSE_TIMEOUT_S)
 
     def _tell(self, command: GenerationRequest | ModelRef | str) -> None:
         with self._changed:

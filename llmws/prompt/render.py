@@ -29,7 +29,7 @@ def render(job: PromptJob, model: ModelText) -> PromptReady | PromptFailed:
         else:
             ids, dropped = _fitted(job, model)
         if not ids:
-            raise PromptError(ErrorCode.BAD_REQUEST, "the prompt is empty")
+            raise PromptError(ErrorCode.MODEL_FAILED, "the prompt is empty")
         if len(ids) >= job.max_context:
             raise _too_long(len(ids), job.max_context)
     except PromptError as error:
@@ -143,7 +143,7 @@ def _checked(ids: Sequence[int], vocab_size: int) -> Sequence[int]:
     for index, token in enumerate(ids):
         if not 0 <= token < vocab_size:
             raise PromptError(
-                ErrorCode.BAD_REQUEST, f"input_ids[{index}] is {token}; the model's vocabulary has {vocab_size} ids"
+                ErrorCode.MODEL_FAILED, f"input_ids[{index}] is {token}; the model's vocabulary has {vocab_size} ids"
             )
     return ids
 

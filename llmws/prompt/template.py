@@ -103,7 +103,7 @@ class ChatTemplate:
             raise
         except _RefusedError as refusal:
             message = f"the model's chat template refuses this conversation: {_said(refusal)}"
-            raise PromptError(ErrorCode.BAD_REQUEST, message) from None
+            raise PromptError(ErrorCode.MODEL_FAILED, message) from None
         except Exception as error:  # noqa: BLE001 - whatever a hostile template raises means the same
             message = f"the model's chat template failed: {_said(error)}"
             raise PromptError(ErrorCode.MODEL_FAILED, message) from None

@@ -21,7 +21,7 @@ MAX_SAFE_INT = 2**53 - 1
 Seq = Annotated[int, Meta(ge=0, le=MAX_SAFE_INT)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:\-]{1,64}\Z")]
-SessionId = Annotated[str, Meta(min_length=1, max_length=64)]
+SessionId = Annotated[str, Meta(max_length=64)]
 Label = Annotated[str, Meta(max_length=256)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -183,19 +183,19 @@ class RequestSnapshot(Value, frozen=True, kw_only=True):
 
 
 class Capabilities(Value, frozen=True, kw_only=True):
-    """What the server can do with the current model; `max_context` in tokens, absent without a model.
+    """What the server can do with the current model; `max_context` in tokens.
 
     Attributes:
         vision: whether images are taken.
         resume: whether a session can be resumed by position; always true here.
         flash_attention: whether flash attention is in use.
-        max_context: tokens that a request may hold, prompt and completion together; absent without a model.
+        max_context: tokens that a request may hold, prompt and completion together; 0 while no model is loaded.
     """
 
     vision: bool
     resume: bool
     flash_attention: bool
-    max_context: int | None = None
+    max_context: int
 
 
 class DeviceSummary(Value, frozen=True, kw_only=True):

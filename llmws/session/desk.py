@@ -127,12 +127,19 @@ class Desk:
                 return rejection(request_id, ErrorCode.MODEL_NOT_FOUND, text, field="model")
         elif self._models.current is None and self._models.is_settled:
             return rejection(request_id, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
-        wrong = _wrong_context(message)
+        wrong = _wrong_context(message) or self._wrong_ids(message)
         if wrong is not None:
             field, text = wrong
             return rejection(request_id, ErrorCode.BAD_REQUEST, text, field=field)
         if len(session.queue) >= self._state.settings.limits.max_queue:
             return rejection(request_id, ErrorCode.QUEUE_FULL, "this session's queue is full")
+        return None
+
+    def _wrong_ids(self, message: m.Inference) -> tuple[str, str] | None:
+        vocab_size = self._models.current.vocab_size if self._models.current else 0
+        for index, token in enumerate(message.input_ids or () if vocab_size else ()):
+            if token >= vocab_size:
+                return f"input_ids[{index}]", f"the model's vocabulary has {vocab_size} ids"
         return None
 
     def _cancel(self, session: Session, attachment: Attachment, message: m.Cancel) -> None:
@@ -176,8 +183,7 @@ class Desk:
         elif ended.owner != session.owner:
             self.no_such_session(attachment.connection)
         else:
-            self._state.send(attachment.connection, m.SessionEnded(session_id=ended.id))
-            self._state.delete(ended)
+            self._state.delete(ended, asker=attachment.connection)
             self._turns.forget(ended)
 
     def no_such_session(self, connection: int) -> None:

@@ -35,7 +35,7 @@ from llmws.session.recovery import restore
 from llmws.session.session import Session
 from llmws.session.state import HubSettings, HubState
 from llmws.session.turns import Turns
-from llmws.store_api import Close, Created, Dropped, Failed, Flushed, Open, Opened, ReadResult, Unknown
+from llmws.store_api import Close, Created, Deleted, Dropped, Failed, Flushed, Open, Opened, ReadResult, Unknown
 
 EVICT_AFTER_S: Final = 300.0
 """A detached session with nothing to do leaves memory after this long; its files stay."""
@@ -82,6 +82,7 @@ class Hub:
             Flushed: self._flushed,
             ReadResult: self._read_result,
             Dropped: self._dropped,
+            Deleted: lambda event: self._state.deleted(event.session_id),
             Failed: self._failed,
         }
 
@@ -337,16 +338,13 @@ class Hub:
         """The log cannot be written: the clients are sent away, and the next hello opens what the disk has."""
         for each in self._take_opening(event.session_id):
             if isinstance(each, e.Attach):
-                self._send_away(each.connection, event.message)
+                self._state.send_away(each.connection, event.message)
+        self._state.deletion_failed(event.session_id, event.message)
         session = self._state.sessions.get(event.session_id)
         if session is not None:
             for attachment in session.attachments():
-                self._send_away(attachment.connection, event.message)
+                self._state.send_away(attachment.connection, event.message)
             self._turns.forget(session)
-
-    def _send_away(self, connection: int, message: str) -> None:
-        self._state.reject(connection, ErrorCode.STORAGE_FAILED, message)
-        self._state.out.append(e.Disconnect(connection, CloseCode.INTERNAL, "storage failed"))
 
     # --- the server ------------------------------------------------------------------------------------------------
 

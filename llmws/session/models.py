@@ -57,7 +57,7 @@ class Models:
             vision=info.vision if info else False,
             resume=True,
             flash_attention=info.flash_attention if info else False,
-            max_context=info.max_context if info else None,
+            max_context=info.max_context if info else 0,
         )
 
     def load(self, ref: ModelRef) -> None:

@@ -19,15 +19,23 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RequestBody(Body, frozen=True, kw_only=True):
-    """`request`: accepted. `body` is the client's message with its id; `sampling` is resolved, seed included."""
+    """`request`: accepted. `body` is the client's message with its id; `sampling` is resolved, seed included.
+
+    `body_hash` is what `request_digest` gave, hex: the same over versions that spell messages differently.
+    """
 
     request_id: str
+    owner: str
     body: m.Inference
+    body_hash: str
     sampling: m.Sampling
 
 
 class PromptBody(Body, frozen=True, kw_only=True):
-    """`prompt`: everything that continuing the generation needs beside the request and its tokens."""
+    """`prompt`: everything that continuing the generation needs beside the request and its tokens.
+
+    `engine` names the engine and the version of its sampler.
+    """
 
     request_id: str
     ids: list[int]

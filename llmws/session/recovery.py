@@ -14,7 +14,7 @@ from llmws.protocol import messages as m
 from llmws.session.conversation import Conversation
 from llmws.session.events import HubCommand
 from llmws.session.journal import EventLog
-from llmws.session.records import AckBody, PromptBody, RequestBody, request_digest
+from llmws.session.records import AckBody, PromptBody, RequestBody
 from llmws.session.request import Request
 from llmws.session.session import Session
 from llmws.store_api import Opened, Record
@@ -95,7 +95,7 @@ class _Fold:
         request = Request(
             message=body.body,
             request_id=body.request_id,
-            digest=request_digest(body.body),
+            digest=bytes.fromhex(body.body_hash),
             sampling=body.sampling,
             accepted_s=self._now_s,
         )

@@ -142,7 +142,9 @@ class Session:
         self.store()
         body = RequestBody(
             request_id=request.id,
+            owner=self.owner,
             body=request.message,
+            body_hash=request.digest.hex(),
             sampling=request.sampling,
         )
         request.record_n = self.log.journal.add("request", encode_body(body), sync=True)

@@ -19,6 +19,7 @@ from llmws.store_api import (
     Create,
     Created,
     Delete,
+    Deleted,
     DropBuffer,
     Dropped,
     Failed,
@@ -203,6 +204,7 @@ class MemoryStore:
         self._open.pop(session_id, None)
         self._disk.sessions.pop(session_id, None)
         self._disk.deleted.add(session_id)
+        self._answers.append(Deleted(session_id=session_id))
 
     def _fail(self, session_id: str, message: str) -> None:
         self._failed.add(session_id)

@@ -33,6 +33,7 @@ from llmws.store_api import (
     Create,
     Created,
     Delete,
+    Deleted,
     DropBuffer,
     Dropped,
     Failed,
@@ -279,6 +280,7 @@ class FileStore:
                     lane.folder.release()
                     lane.folder = None
                 delete_session(self._site, op.session_id)
+                self._post(Deleted(session_id=op.session_id))
 
     def _open(self, lane: _Lane) -> None:
         if lane.folder is not None:

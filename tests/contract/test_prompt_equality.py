@@ -148,7 +148,7 @@ def check_all(folder: Path) -> dict[str, str]:
         except jinja2.TemplateError as refusal:
             with pytest.raises(PromptError, match=str(refusal)) as caught:
                 tokenize(turns(conversation), ours)
-            assert caught.value.code == ErrorCode.BAD_REQUEST
+            assert caught.value.code == ErrorCode.MODEL_FAILED
             outcomes[name] = "refused"
         else:
             assert tokenize(turns(conversation), ours) == expected, name

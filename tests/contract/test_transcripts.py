@@ -327,11 +327,12 @@ async def test_05_reset_after_damage(stage):
     await script.s_unsequenced({"type": "log", "code": "caught_up", "head_seq": snapshot["as_of"]})
 
 
-async def test_05_unknown_session(stage):
+@pytest.mark.parametrize("session_id", ["6f1c0000-0000-4000-8000-000000000000", "", "../../etc"])
+async def test_05_unknown_session(stage, session_id):
     script = await open_script(stage)
-    await script.c({**HELLO, "session_id": "6f1c0000-0000-4000-8000-000000000000"})
+    await script.c({**HELLO, "session_id": session_id})
     welcome = await script.s({"type": "welcome", "status": "new", "reason": "session_unknown"})
-    assert welcome["session_id"] != "6f1c0000-0000-4000-8000-000000000000"
+    assert welcome["session_id"] != session_id
 
 
 async def test_06_takeover_and_observer(stage):

@@ -135,7 +135,8 @@ def test_a_prompt_that_is_too_long_is_accepted_and_ends_in_an_error(server):
         line.ask(request_id="ids", prompt=None, input_ids=[1] * 5000)
         assert line.until("error")[-1]["code"] == "context_too_long"
         line.ask(request_id="vocabulary", prompt=None, input_ids=[2**31 - 1])
-        assert line.until("error")[-1]["code"] == "bad_request"
+        refused = line.until("error")[-1]
+        assert (refused["code"], refused["field"], "seq" in refused) == ("bad_request", "input_ids[0]", False)
         line.ask()
         assert line.until("done")[-1]["finish_reason"] == "stop"
 
@@ -245,6 +246,34 @@ def test_a_configuration_fault_exits_78_and_names_its_place(tmp_path, config, ar
     assert done.returncode == 78, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_session_that_was_said_to_be_gone_stays_gone_after_a_kill(tmp_path):
+    server = RealServer(tmp_path, "--model", "llmws-guide")
+    server.start()
+    try:
+        with Line(server) as line:
+            line.ask(config={"max_new_tokens": 3})
+            line.until("done")
+            session_id = line.welcome["session_id"]
+            line.send({"type": "end_session", "session_id": session_id})
+            line.until("session_ended")
+            server.kill()
+        server.start()
+        with Line(server, session_id=session_id) as again:
+            assert again.welcome["reason"] == "session_unknown"
+        assert not (server.state / "sessions" / session_id).exists()
+    finally:
+        server.close()
+
+
+def test_a_server_that_is_stopped_while_it_loads_ends_at_once(tmp_path):
+    server = RealServer(tmp_path, "--model", "llmws-guide")
+    server.start()
+    try:
+        assert server.stop() == 0
+    finally:
+        server.close()
 
 
 def test_a_second_server_on_the_same_state_or_port_exits_78(server, tmp_path):

@@ -32,8 +32,7 @@ class HubMachine(RuleBasedStateMachine):
         self.asked: dict[str, tuple[int, int]] = {}
         self.cancelled: set[str] = set()
         self.count = 0
-        self.kills = 0
-        self.kills_in_a_row = 0
+        self.restarts = 0
 
     # --- the user
     # ------------------------------------------------------------------------------------------------------
@@ -41,6 +40,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule(window=st.one_of(st.none(), st.integers(0, 6)))
     def connect(self, window: int | None) -> None:
         """A new connection; if there was one it is taken over and dies late, or never."""
+        self.stall(stuck=False)
         self.line = self.new_line()
         self.send(self.user.hello(window=window))
 
@@ -96,6 +96,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule()
     def observe(self) -> None:
         """Somebody watches for a moment, from the floor on."""
+        self.stall(stuck=False)
         line = self.new_line()
         hello = {"type": "hello", "session_id": self.user.session_id, "mode": "observe"}
         assert self.exchange(line, hello)[0]["type"] == "welcome"
@@ -105,6 +106,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule()
     def stranger(self) -> None:
         """Another principal with the right id gets a session of its own."""
+        self.stall(stuck=False)
         line = self.new_line()
         hello = m.Hello(session_id=self.user.session_id)
         self.stage.post(e.Attach(line.number, "stranger", "user", hello))
@@ -118,7 +120,6 @@ class HubMachine(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 30))
     def step(self, steps: int) -> None:
-        self.kills = 0
         for _ in range(steps):
             self.stage.engine.step()
             self.stage.post(e.Tick())
@@ -133,8 +134,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule()
     def kill(self) -> None:
         self.stall(stuck=False)
-        self.kills += 1
-        self.kills_in_a_row = max(self.kills_in_a_row, self.kills)
+        self.restarts += 1
         self.line = None
         self.stage.store.crash()
         self.stage.clock.now_s += 1
@@ -153,6 +153,7 @@ class HubMachine(RuleBasedStateMachine):
         """A write fails: whoever is there is sent away, and comes back to what the disk has."""
         self.stall(stuck=False)
         self.stage.disk.failing.add(self.user.session_id)
+        self.restarts += 1
 
     @precondition(lambda self: self.line is not None)
     @rule(temperature=st.sampled_from([0.1, 0.2]))
@@ -184,7 +185,7 @@ class HubMachine(RuleBasedStateMachine):
             assert (
                 end in ("stop", "length")
                 or (end == "cancelled" and request_id in self.cancelled)
-                or (end == "model_failed" and self.kills_in_a_row >= MAX_RESUMES)
+                or (end == "model_failed" and self.restarts >= MAX_RESUMES)
             )
             if end == "stop":
                 assert text == ANSWERS[prompt]

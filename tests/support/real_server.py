@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -54,6 +56,18 @@ class RealServer:
             time.sleep(0.02)
         self.ready = json.loads(ready.read_bytes())
         self.port = self.ready["port"]
+
+    def wait_until_loaded(self) -> None:
+        """Returns once a model serves."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_TIMEOUT_S)
+            with contextlib.closing(connection):
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == 200:
+                    return
+            assert time.monotonic() < deadline_s, self.log()
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """`kill -9`."""

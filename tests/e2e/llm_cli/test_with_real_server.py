@@ -16,6 +16,7 @@ QUESTION = "How does llmws keep my answer when the connection drops?"
 def server(tmp_path_factory):
     server = RealServer(tmp_path_factory.mktemp("server"))
     server.start()
+    server.wait_until_loaded()
     yield server
     server.close()
 
@@ -27,20 +28,21 @@ def client(server: RealServer, **options) -> Client:
 async def test_an_answer_survives_the_kill_of_the_server(server):
     text, codes, done = "", [], None
     async with client(server, window=8, reconnect_timeout_s=60) as c:
-        async for event in c.generate(QUESTION, max_tokens=80, ignore_eos=True, seed=5):
+        async for event in c.generate(QUESTION, max_tokens=600, ignore_eos=True, seed=5):
             match event:
                 case Token():
                     text += event.data
                     if event.index <= 20 < event.index + len(event.ids):
                         await asyncio.to_thread(server.kill)
                         await asyncio.to_thread(server.start)
+                        await asyncio.to_thread(server.wait_until_loaded)
                 case Log():
                     codes.append(event.code)
                 case Done():
                     done = event
         history = await c.history()
     assert codes == ["resumed_after_restart"]
-    assert done.total_tokens == 80
+    assert done.total_tokens == 600
     assert done.text_sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert [message.content for message in history.messages] == [QUESTION, text]
 

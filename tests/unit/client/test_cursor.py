@@ -22,7 +22,7 @@ def welcome(status: str = "resumed", *, epoch: int = 1, head: int = 0, floor: in
         floor_seq=floor,
         requests=[],
         model=None,
-        capabilities=m.Capabilities(vision=False, resume=True, flash_attention=False),
+        capabilities=m.Capabilities(vision=False, resume=True, flash_attention=False, max_context=0),
         resources=m.DeviceSummary(device="", total_gb=0, free_gb=0),
         limits=m.Limits(max_message_bytes=1, max_queue=1),
         heartbeat=m.Heartbeat(interval_s=1),

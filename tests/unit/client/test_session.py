@@ -49,7 +49,7 @@ class PureServer:
             floor_seq=self.floor,
             requests=[m.RequestState(request_id=each, state="running") for each in self.open],
             model=None,
-            capabilities=m.Capabilities(vision=False, resume=True, flash_attention=False),
+            capabilities=m.Capabilities(vision=False, resume=True, flash_attention=False, max_context=0),
             resources=m.DeviceSummary(device="", total_gb=0, free_gb=0),
             limits=m.Limits(max_message_bytes=1, max_queue=1),
             heartbeat=m.Heartbeat(interval_s=1),

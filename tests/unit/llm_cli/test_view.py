@@ -19,7 +19,7 @@ def connected(**changes) -> Connected:
         "floor_seq": 0,
         "requests": [],
         "model": "guide",
-        "capabilities": m.Capabilities(vision=False, resume=True, flash_attention=False),
+        "capabilities": m.Capabilities(vision=False, resume=True, flash_attention=False, max_context=0),
         "resources": DEVICE,
         "limits": m.Limits(max_message_bytes=1, max_queue=1),
         "heartbeat": m.Heartbeat(interval_s=1),

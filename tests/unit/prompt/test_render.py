@@ -120,10 +120,10 @@ def test_token_ids_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "message"),
     [
-        ({"input_ids": (1, 256)}, "bad_request", "input_ids[1] is 256; the model's vocabulary has 256 ids"),
-        ({"input_ids": (-1,)}, "bad_request", "input_ids[0] is -1; the model's vocabulary has 256 ids"),
-        ({"input_ids": ()}, "bad_request", "the prompt is empty"),
-        ({"turns": ()}, "bad_request", "the prompt is empty"),
+        ({"input_ids": (1, 256)}, "model_failed", "input_ids[1] is 256; the model's vocabulary has 256 ids"),
+        ({"input_ids": (-1,)}, "model_failed", "input_ids[0] is -1; the model's vocabulary has 256 ids"),
+        ({"input_ids": ()}, "model_failed", "the prompt is empty"),
+        ({"turns": ()}, "model_failed", "the prompt is empty"),
         (
             {"input_ids": (1,) * 100},
             "context_too_long",

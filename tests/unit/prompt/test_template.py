@@ -46,7 +46,7 @@ def test_a_template_sees_messages_special_tokens_and_the_time() -> None:
 def test_a_template_that_refuses_is_quoted_without_control_characters() -> None:
     source = "{{ raise_exception('no \\x1b[31msystem\\x1b[0m role,\\r\\nsorry ' + 'x' * 1000) }}"
     code, message = failure(source)
-    assert code == ErrorCode.BAD_REQUEST
+    assert code == ErrorCode.MODEL_FAILED
     assert message.startswith("the model's chat template refuses this conversation: no [31msystem [0m role, sorry xxx")
     assert message.isprintable()
     assert len(message) < 400
