@@ -1,5 +1,7 @@
 """Every message of the wire protocol, version 1, as a typed value.
 
+A long file, because it is the protocol's dictionary: what each field means stands here and nowhere else.
+
 Owns the shapes and the ranges of PROTOCOL.md; the tables there are generated from the types and docstrings here, which
 is why this is one long file. Knows nothing of sessions, sockets or engines. Invariant: a value that decodes is within
 range in every field, so no later code checks ranges again.

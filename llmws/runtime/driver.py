@@ -1,8 +1,8 @@
 """Feeds the hub and carries out its commands, in order.
 
 Every door, thread and timer goes through `post`; the hub is entered by nobody else and from one thread only. Knows
-the formats of neither sockets nor files. Invariant: events are handled in the order posted, each one's commands
-before the next event.
+the formats of neither sockets nor files. Invariant: events are handled in the order posted, and commands
+carried out in the order given.
 
 A fault in the hub is a bug whose damage is unknown, so the driver stops and the process with it: the log holds the
 truth, and the next process goes on from there.
@@ -217,20 +217,24 @@ class Driver:
 
     def _work(self) -> None:
         self._is_scheduled = False
-        for _ in range(min(_SLICE, len(self._inbox))):
-            if self._fault.done():
-                return
-            try:
-                self._handle(self._inbox.popleft())
-            except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process: see the module's docstring
-                self._fault.set_exception(error)
+        if self._fault.done():
+            return
+        try:
+            self._handle(*(self._inbox.popleft() for _ in range(min(_SLICE, len(self._inbox)))))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process: see the module's docstring
+            self._fault.set_exception(error)
         if self._inbox and not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._work)
 
-    def _handle(self, event: e.HubEvent) -> None:
-        for command in self._hub.handle(event):
+    def _handle(self, *events: e.HubEvent) -> None:
+        for command in self._hub.handle(*events):
             self._execute[type(command)](command)
+        for event in events:
+            self._note(event)
+
+    def _note(self, event: e.HubEvent) -> None:
+        """Logs what an operator wants to know of models."""
         if isinstance(event, ModelLoaded):
             _log.info(
                 "model %s serves on %s, context %d", event.info.ref.name, event.info.device, event.info.max_context

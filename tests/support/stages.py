@@ -179,10 +179,10 @@ class HubStage:
         self.store = MemoryStore(self.disk, now_ms=lambda: int(self.clock.time() * 1000))
         self.store.start(lambda: None)
         self.inbox: deque[e.HubEvent] = deque()
-        self.post(e.UnfinishedFound(tuple(self.store.unfinished())))
-        self.post(e.ModelsScanned(self.models))
         if self.selected is not None:
             self.post(e.SelectModel(self.selected))
+        self.post(e.ModelsScanned(self.models))
+        self.post(e.UnfinishedFound(tuple(self.store.unfinished())))
 
     def identify(self, token: str | None) -> Identity | Denied:
         return Identity("local", "admin") if self.token in (None, token) else Denied()

@@ -321,6 +321,31 @@ async def test_when_the_log_cannot_be_written_the_client_is_sent_away_and_nothin
     assert "".join(each["data"] for each in (*seen, *rest) if each["type"] == "token") == "Hello"
 
 
+async def test_the_log_stays_while_a_request_is_open_however_much_is_acknowledged():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await user.send({"type": "ack", "seq": 1})
+    assert await stage.has_buffer(welcome["session_id"])
+    await stage.restart()
+    again, _ = await welcomed(stage, session_id=welcome["session_id"])
+    await finish(stage)
+    assert (await types(again))[-1] == "done"
+
+
+async def test_a_session_is_said_to_be_gone_when_it_is():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await types(user)
+    stage.is_store_stuck = True
+    await user.send({"type": "end_session", "session_id": welcome["session_id"]})
+    assert await types(user) == []
+    stage.is_store_stuck = False
+    stage.post(e.Tick())
+    assert await types(user) == ["session_ended"]
+
+
 async def test_an_ended_session_is_gone_for_good():
     stage = HubStage()
     user, welcome = await welcomed(stage)
