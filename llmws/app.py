@@ -270,6 +270,10 @@ class _App:
         for path in paths:
             write_atomically(path, msgspec.json.encode(ready) + b"\n")
         _log.info("llmws %s listens at %s", __version__, ready.url)
+        if not is_loopback(host):
+            _log.warning(
+                "--insecure-lan: listening on %s without TLS; a client must use a name that server.hosts lists", host
+            )
         if not self._config.auth.required:
             _log.warning("--no-auth: every program and every user of this machine may use and administer this server")
 

@@ -75,7 +75,11 @@ def select_subprotocol(offered: Sequence[str]) -> str | None:
 
 
 class Authenticator:
-    """Asks who a token stands for, unless the address has failed too often."""
+    """Asks who a token stands for, and slows down an address that has failed too often.
+
+    A valid token always comes in: it cannot be guessed, and whoever shares its address, as in a tunnel, must not be
+    able to lock its owner out.
+    """
 
     def __init__(self, check: Authenticate, *, clock: Callable[[], float]) -> None:
         self._check = check
@@ -89,15 +93,15 @@ class Authenticator:
         """
         if token is None:
             return self._check(None) or Denied()
+        identity = self._check(token)
+        if identity is not None:
+            return identity
         network, now_s = network_of(address), self._clock()
         wait_s = self._failures.wait_s(network, now_s)
         if wait_s > 0:
             return Denied(retry_after_s=wait_s)
-        identity = self._check(token)
-        if identity is None:
-            self._failures.failed(network, now_s)
-            return Denied()
-        return identity
+        self._failures.failed(network, now_s)
+        return Denied()
 
     def trusts_null_origin(self, token: str | None, address: str) -> bool:
         """Whether the token in an upgrade makes up for origin `null`; never where none is required."""

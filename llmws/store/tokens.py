@@ -94,7 +94,7 @@ class TokenFile:
         """Makes the first admin token if there is no admin's, and beside the file `admin.token`: it and a newline.
 
         Returns:
-            The path of `admin.token` where it exists.
+            The path of `admin.token` where it exists and is still valid.
 
         Raises:
             ConfigError: the file cannot be read or written.
@@ -105,7 +105,7 @@ class TokenFile:
             # Before the hash: a crash between the two leaves a token that is worth nothing, not one that nobody knows.
             self._write(path, f"{token}\n".encode())
             self._add(entry)
-        return path if path.exists() else None
+        return path if path.exists() and self.authenticate(path.read_text().strip()) else None
 
     def list(self) -> tuple[TokenEntry, ...]:
         """All tokens, oldest first. Raises ConfigError where the file cannot be read."""

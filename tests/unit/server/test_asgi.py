@@ -115,8 +115,9 @@ async def test_after_ten_wrong_tokens_the_eleventh_is_told_to_wait() -> None:
     guard = Guard(PlainTextResponse("reached"), new_entrance(), routes={"/x": "user"})
     wrong = [(await get(guard, "/x", headers={"authorization": f"Bearer {n}"}))[0] for n in range(10)]
     assert wrong == [401] * 10
-    status, answer, _ = await get(guard, "/x", headers={"authorization": "Bearer user"})
+    status, answer, _ = await get(guard, "/x", headers={"authorization": "Bearer wrong"})
     assert (status, answer["retry-after"]) == (429, "6")
+    assert (await get(guard, "/x", headers={"authorization": "Bearer user"}))[0] == 200
 
 
 async def test_the_open_routes() -> None:
