@@ -38,7 +38,16 @@ class _Ended(NamedTuple):
 
 
 class Session:
-    """A session in memory. `outbox` takes the commands; `now_s` arguments are monotonic, `*_unix_s` wall clock."""
+    """A session in memory. `outbox` takes the commands; `now_s` arguments are monotonic, `*_unix_s` wall clock.
+
+    Attributes:
+        ends: (epoch, last seq) of the epochs before this opening.
+        corrupt_epoch: positions from epochs before this one cannot be trusted.
+        hole_seq: the newest event that is missing in the log though nobody acknowledged it; 0 if none is.
+        floor: events up to here are acknowledged by the owner.
+        queue: the accepted requests without a terminal event, in order; the first is the one that runs.
+        ended: requests whose terminal event is not acknowledged yet; `ledger` remembers the ones before them.
+    """
 
     def __init__(self, session_id: str, owner: str, *, epoch: int, outbox: list[HubCommand], now_unix_s: float) -> None:
         self.id = session_id
