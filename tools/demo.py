@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from llmws.client import Client
+from llmws.client import Client, ClientError
 from llmws.protocol import messages as m
 
 BIN = Path(sys.executable).parent
@@ -31,6 +31,7 @@ SEEDED = {"temperature": 0.7, "seed": 7}
 FAULT_AT_TOKEN = 10
 ATTEMPTS = 5
 READY_TIMEOUT_S = 120
+SHOW_TIMEOUT_S = 240
 
 
 class DemoError(Exception):
@@ -207,13 +208,13 @@ def main() -> int:
             say('1. llm "What is llmws?"')
             subprocess.run([BIN / "llm", "What is llmws?"], env=server.environment, check=True)
             token = Path(ready["token_file"]).read_text().strip()
-            asyncio.run(show(server, ready, token))
+            asyncio.run(asyncio.wait_for(show(server, ready, token), SHOW_TIMEOUT_S))
             say(f"Everything held, in {time.monotonic() - began_s:.0f} s: nothing lost, nothing twice.")
             if sys.stdin.isatty() and sys.stdout.isatty():
                 say("\nYour turn: ask it about llmws. Ctrl-D leaves.\n")
                 subprocess.run([BIN / "llm"], env=server.environment, check=False)
-        except (DemoError, subprocess.CalledProcessError) as error:
-            print(f"This did not hold: {error}\n{server.log_tail()}", file=sys.stderr)
+        except (DemoError, ClientError, TimeoutError, subprocess.CalledProcessError) as error:
+            print(f"This did not hold: {error or 'it took too long'}\n{server.log_tail()}", file=sys.stderr)
             return 1
         finally:
             server.stop()
