@@ -26,6 +26,7 @@ from llmws.client.errors import (
     TakenOverError,
     UnauthorizedError,
     UnreachableError,
+    WithdrawnError,
 )
 from llmws.client.generation import Generation
 from llmws.protocol.messages import Done, Log, Position, Queue, Start, Token
@@ -59,6 +60,7 @@ __all__ = [
     "Token",
     "UnauthorizedError",
     "UnreachableError",
+    "WithdrawnError",
     "local_server",
     "local_servers",
 ]

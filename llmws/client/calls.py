@@ -1,7 +1,8 @@
 """Questions that have one reply: resources, models, configuration.
 
 Knows no socket. The protocol does not number them; hence the invariant: one at a time is out, and a refusal without
-`request_id` belongs to it. A question is asked again on a new connection; all of them may be.
+`request_id` belongs to it. A question is asked again on a new connection; all of them may be. One that its asker gave
+up stays out until its reply or the connection's end: the next asker must not be given that reply.
 """
 
 from __future__ import annotations
@@ -18,6 +19,27 @@ from llmws.protocol import messages as m
 Reply = TypeVar("Reply", bound=m.Message)
 
 
+class _Call:
+    """A question that is out."""
+
+    def __init__(
+        self, question: m.ClientMessage, reply_type: type[m.Message], on_log: Callable[[m.Log], None] | None
+    ) -> None:
+        self.question = question
+        self.reply_type = reply_type
+        self.on_log = on_log
+        self.reply: asyncio.Future[m.Message] = asyncio.get_running_loop().create_future()
+        self.is_given_up = False
+
+    def is_answered_by(self, message: m.ServerMessage) -> bool:
+        """Whether the message is its reply; another session's switch of the model is told here too."""
+        match self.question, message:
+            case m.SwitchModel(name=name), m.ModelSwitched():
+                return name in (message.name, message.path)
+            case _:
+                return isinstance(message, self.reply_type)
+
+
 class Calls:
     """The question that is out, and those that wait for it.
 
@@ -28,10 +50,8 @@ class Calls:
     def __init__(self, send: Callable[[m.ClientMessage], None]) -> None:
         self._send = send
         self._turn = asyncio.Lock()
-        self._question: m.ClientMessage | None = None
-        self._reply_type: type[m.Message] = m.Message
-        self._reply: asyncio.Future[m.Message] | None = None
-        self._on_log: Callable[[m.Log], None] | None = None
+        self._out: _Call | None = None
+        self._failure: ClientError | None = None
 
     async def ask(
         self,
@@ -45,43 +65,60 @@ class Calls:
 
         Raises:
             RequestRejectedError: the server refused.
+            ClientError: the client gave up.
             NoReplyError: no reply came within `timeout_s`, waiting for earlier questions included.
         """
         try:
-            async with asyncio.timeout(timeout_s), self._turn:
-                self._question, self._reply_type, self._on_log = question, reply_type, on_log
-                self._reply = asyncio.get_running_loop().create_future()
-                self._send(question)
+            async with asyncio.timeout(timeout_s):
+                await self._turn.acquire()
+                self._out = call = _Call(question, reply_type, on_log)
+                call.reply.add_done_callback(self._over)
+                if self._failure is None:
+                    self._send(question)
+                else:
+                    call.reply.set_exception(self._failure)
                 try:
-                    reply = await self._reply
+                    reply = await asyncio.shield(call.reply)
                 finally:
-                    self._question = self._reply = self._on_log = None
+                    call.is_given_up, call.on_log = True, None
         except TimeoutError:
             raise NoReplyError(f"the server did not answer within {timeout_s:g} s") from None
         assert isinstance(reply, reply_type)
         return reply
 
     def repeat(self) -> None:
-        """There is a new connection."""
-        if self._question is not None:
-            self._send(self._question)
+        """There is a new connection; the replies due on the old one never come."""
+        if self._out is None:
+            return
+        if self._out.is_given_up:
+            self._out.reply.cancel()
+        else:
+            self._send(self._out.question)
 
     def receive(self, message: m.ServerMessage) -> bool:
         """Whether the message belongs to the question that is out."""
-        if self._reply is None or self._reply.done():
+        if (call := self._out) is None or call.reply.done():
             return False
         match message:
             case m.Error(request_id=None, seq=UnsetType()):
-                self._reply.set_exception(RequestRejectedError(message))
-            case m.Log(seq=UnsetType()) if self._on_log is not None:
-                self._on_log(message)
-            case _ if isinstance(message, self._reply_type):
-                self._reply.set_result(message)
+                call.reply.set_exception(RequestRejectedError(message))
+            case m.Log(seq=UnsetType()) if call.on_log is not None:
+                call.on_log(message)
+            case _ if call.is_answered_by(message):
+                call.reply.set_result(message)
             case _:
                 return False
         return True
 
     def fail(self, error: ClientError) -> None:
-        """No reply can come any more."""
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error)
+        """No reply can come any more, to anybody."""
+        self._failure = error
+        if self._out is not None and not self._out.reply.done():
+            self._out.reply.set_exception(error)
+
+    def _over(self, reply: asyncio.Future[m.Message]) -> None:
+        """The turn is the next asker's."""
+        if not reply.cancelled():
+            reply.exception()  # that of a question that was given up is nobody's to hear
+        self._out = None
+        self._turn.release()

@@ -54,7 +54,7 @@ class Client:
 
     Raises:
         UnreachableError: `url` is None and no server of this account runs here.
-        ValueError: `url` is not an address.
+        ValueError: `url` is not an address, or `token` or `name` not valid Unicode.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Client:
         self._listen = listen or (lambda _notice: None)
         self._generations: dict[str, Generation] = {}
         self._session = Session(session_id=session_id, position=position, window=window, mode=mode, client_name=name)
+        requests.check(self._session.hello(token))
         self._calls = Calls(self._send)
         self._connection = Connection(
             self.url,
@@ -181,7 +182,7 @@ class Client:
         Raises:
             RequestRejectedError: the request is larger than the server takes.
             ClientError: the client has given up or is closed.
-            ValueError: a sampling parameter is unknown or out of range.
+            ValueError: a sampling parameter is unknown or out of range, or a text is not valid Unicode.
         """
         self._connection.check()
         if max_tokens is not None:
@@ -195,8 +196,7 @@ class Client:
             on_disconnect=on_disconnect,
             ttl_s=ttl_s,
         )
-        if self.welcome is not None:
-            requests.check_size(inference, self.welcome.limits)
+        requests.check(inference, self.welcome.limits if self.welcome is not None else None)
         generation = self._generation(self._session.ask(inference))
         self._connection.settle()
         return generation
@@ -215,8 +215,15 @@ class Client:
             yield self._generation(waiting.popleft())
 
     def cancel(self, request_id: str) -> None:
-        """Asks the server to end a request; it then ends in `Done` with `finish_reason` `cancelled`."""
+        """Asks the server to end a request; it then ends in `Done` with `finish_reason` `cancelled`.
+
+        While there is no connection, one that the server has not accepted ends in `WithdrawnError` at once.
+        """
         self._connection.check()
+        requests.check(m.Cancel(request_id=request_id))
+        if not self.is_connected:
+            self._session.withdraw(request_id)
+            self._changed()
         self._session.cancel(request_id)
         self._connection.settle()
 
@@ -309,6 +316,7 @@ class Client:
         on_log: Callable[[m.Log], None] | None = None,
     ) -> Reply:
         self._connection.check()
+        requests.check(question)
         return await self._calls.ask(question, reply_type, timeout_s=timeout_s, on_log=on_log)
 
     def _send(self, message: m.ClientMessage) -> None:
@@ -318,7 +326,10 @@ class Client:
     def _receive(self, message: m.ServerMessage) -> None:
         if isinstance(message, m.Welcome):
             self._calls.repeat()
-        elif not self._calls.receive(message):
+            return
+        # What is replayed answered an earlier question, if one of this client's at all.
+        is_replayed = isinstance(message, m.ModelSwitched) and not self._session.is_caught_up
+        if is_replayed or not self._calls.receive(message):
             self._listen(message)
 
     def _changed(self) -> None:

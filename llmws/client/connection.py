@@ -216,15 +216,20 @@ class Connection:
             writer.cancel()
             await asyncio.wait([writer])
             await link.close()
+            if not writer.cancelled():
+                writer.result()  # a bug in the task must not stay in it
 
     async def _write(self, link: Link) -> None:
-        while True:
-            await self._outgoing.wait()
-            self._outgoing.clear()
-            try:
+        try:
+            while True:
+                await self._outgoing.wait()
+                self._outgoing.clear()
                 await self._flush(link)
-            except LostError:
-                return
+        except LostError:
+            return  # whoever receives is told why
+        except BaseException:
+            link.abort()  # on a connection that nobody writes to, everyone would wait for ever
+            raise
 
     async def _flush(self, link: Link) -> None:
         while self._session.outbox:

@@ -42,6 +42,10 @@ class NoReplyError(ClientError):
     """The server did not answer a call in time; whether it took effect is not known."""
 
 
+class WithdrawnError(ClientError):
+    """The caller took the request back before the server had it."""
+
+
 class IntegrityError(ClientError):
     """The text that arrived is not the text the server generated: its SHA-256 differs."""
 

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidProxy, InvalidStatus
 
-from llmws.client.errors import ClientError, ForbiddenError, ProtocolError, UnauthorizedError, from_close
+from llmws.client.errors import ClientError, ProtocolError, UnauthorizedError, from_close
 from llmws.protocol import SUBPROTOCOL, decode_server, encode, is_final
 from llmws.protocol import messages as m
 
@@ -53,12 +53,22 @@ def websocket_url(address: str) -> str:
     Raises:
         ValueError: the address is not one.
     """
-    parts = urlsplit(address if "://" in address else f"ws://{address}")
-    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
-    if scheme is None or not parts.hostname or parts.username is not None or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(address if "://" in address else f"ws://{address}")
+        scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+        is_address = scheme is not None and _is_host(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_address = False
+    if not is_address or parts.username is not None or parts.query or parts.fragment:
         raise ValueError(f"{address!r} is not the address of a server; it looks like http://127.0.0.1:8765")
-    assert parts.port is None or parts.port >= 0  # reading it raises ValueError when out of range
     return urlunsplit((scheme, parts.netloc, parts.path if parts.path.strip("/") else "/v1/ws", "", ""))
+
+
+def _is_host(name: str | None) -> bool:
+    """Whether it can be looked up at all; an IPv6 address is seen by its colons."""
+    if name is None or any(char.isspace() for char in name):
+        return False
+    return ":" in name or all(0 < len(label.encode("idna")) < 64 for label in name.removesuffix(".").split("."))
 
 
 class Link:
@@ -122,6 +132,10 @@ class Link:
                 await self._socket.recv()
         await closing
 
+    def abort(self) -> None:
+        """Ends the connection at once; `receive` then raises."""
+        self._socket.transport.abort()
+
     async def _greet(self, hello: m.Hello) -> m.Welcome:
         await self.send(hello)
         said = ""
@@ -157,6 +171,8 @@ async def _connect(url: str) -> ClientConnection:
         if isinstance(error.__cause__, EOFError):
             raise LostError("the server closed the connection during the upgrade") from None
         raise ProtocolError(f"{url}: no WebSocket server answers there") from None
+    except (InvalidProxy, ImportError) as error:
+        raise ProtocolError(f"{url}: the proxy that the environment names cannot be used: {error}") from None
     except InvalidHandshake as error:
         raise ProtocolError(f"{url}: {error}") from None
     except TimeoutError:
@@ -179,7 +195,7 @@ def _refusal(url: str, status: int) -> ClientError | LostError:
     if status == 401:
         return UnauthorizedError("the server wants a valid token")
     if status in (403, 421):
-        return ForbiddenError(f"{url}: the server does not answer to this host or origin (HTTP status {status})")
+        return ProtocolError(f"{url}: the server does not answer to this name; list it in server.hosts on the server")
     return ProtocolError(f"{url}: no llmws server answers there (HTTP status {status})")
 
 

@@ -39,14 +39,19 @@ def prompt(text: str | None, system: str | None, images: Sequence[m.Image] | Non
     return m.Prompt(user=text or "", system=system, images=list(images) if images else None)
 
 
-def check_size(inference: m.Inference, limits: m.Limits) -> None:
-    """Refuses what the server would close the connection over.
+def check(message: m.ClientMessage, limits: m.Limits | None = None) -> None:
+    """Refuses, while its author still listens, what cannot be sent or what the server would close the connection over.
 
     Raises:
         RequestRejectedError: with code `too_large`.
+        ValueError: a text has half of a surrogate pair, as Python makes of bytes that are not UTF-8.
     """
-    size_bytes = len(encode(inference))
-    if size_bytes > limits.max_message_bytes:
-        message = f"the request has {size_bytes} bytes; the server takes {limits.max_message_bytes}"
-        error = m.Error(code=ErrorCode.TOO_LARGE, message=message, retryable=False, request_id=inference.request_id)
+    try:
+        size_bytes = len(encode(message))
+    except UnicodeEncodeError:
+        raise ValueError("the text is not valid Unicode: it was made from bytes that are not UTF-8") from None
+    if limits is not None and size_bytes > limits.max_message_bytes:
+        text = f"the request has {size_bytes} bytes; the server takes {limits.max_message_bytes}"
+        request_id = message.request_id if isinstance(message, m.Inference) else None
+        error = m.Error(code=ErrorCode.TOO_LARGE, message=text, retryable=False, request_id=request_id)
         raise RequestRejectedError(error)

@@ -13,7 +13,7 @@ import llmws
 from llmws.client.acks import Acknowledgements
 from llmws.client.answer import Answer
 from llmws.client.cursor import Cursor, Verdict
-from llmws.client.errors import ClientError, RequestRejectedError, SessionLostError
+from llmws.client.errors import ClientError, RequestRejectedError, SessionLostError, WithdrawnError
 from llmws.protocol import VERSION, ErrorCode
 from llmws.protocol import messages as m
 
@@ -79,7 +79,6 @@ class Session:
 
     def hello(self, token: str | None) -> m.Hello:
         """The first message of a new connection."""
-        self.outbox.clear()
         return m.Hello(
             protocol=[VERSION],
             auth=token,
@@ -92,6 +91,7 @@ class Session:
 
     def welcomed(self, welcome: m.Welcome) -> None:
         """Takes the answer to the hello; fills `outbox` with what must be said again."""
+        self.outbox.clear()
         if welcome.session_id != self.session_id:
             self._begin_again()
         self.session_id = welcome.session_id
@@ -157,6 +157,12 @@ class Session:
         self._answers[inference.request_id] = answer
         self.outbox.append(inference)
         return answer
+
+    def withdraw(self, request_id: str) -> None:
+        """Forgets a request that is not accepted. Only while there is no connection: the server may have it else."""
+        answer = self._answers.get(request_id)
+        if answer is not None and not answer.is_accepted:
+            answer.fail(WithdrawnError("the request was taken back before it was sent"))
 
     def cancel(self, request_id: str) -> None:
         """Asks to end a request, now and after every reconnect until it has ended."""

@@ -23,6 +23,7 @@ from llmws.client import (
     Token,
     UnauthorizedError,
     UnreachableError,
+    WithdrawnError,
 )
 from llmws.protocol import messages as m
 from tests.integration.client.fake_server import FakeServer
@@ -467,6 +468,92 @@ async def test_a_question_without_a_reply_times_out(server):
         with pytest.raises(NoReplyError):
             await c.switch_model("other", timeout_s=0.0)
         assert (await c.status()).model is not None
+
+
+@pytest.mark.parametrize("given_up", [lambda c: c.delete_model("x"), lambda c: c.switch_model("copy")])
+async def test_the_reply_to_a_question_that_was_given_up_answers_no_other(server, given_up):
+    async with client(server) as c:
+        asking = asyncio.create_task(given_up(c))
+        await asyncio.sleep(0)
+        asking.cancel()
+        assert (await c.switch_model("other")).name == "other"
+        assert [model.name for model in await c.models()] == ["scripted"]
+
+
+async def test_a_question_that_was_given_up_is_not_asked_again(server):
+    async with client(server) as c:
+        await server.stop()
+        asking = asyncio.create_task(c.switch_model("copy"))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await server.start()
+        assert (await c.switch_model("other")).name == "other"
+    assert [message.name for message in server.of_type(m.SwitchModel)] == ["other"]
+
+
+async def test_a_switch_that_is_replayed_answers_no_question(server):
+    async with client(server) as c:
+        await c.switch_model("copy")
+        await c.close(ack=False)
+    async with client(server, session_id=server.session().id) as c:
+        assert (await c.switch_model("other")).name == "other"
+
+
+async def test_the_end_of_the_client_reaches_questions_that_wait_for_their_turn(server):
+    async with client(server) as c:
+        await server.stop()
+        asking = [asyncio.create_task(c.status()) for _ in range(3)]
+        await asyncio.sleep(0)
+    assert [type(error) for error in await asyncio.gather(*asking, return_exceptions=True)] == [ClosedError] * 3
+
+
+@pytest.mark.parametrize(
+    "say", [lambda c: c.generate("caf\udce9"), lambda c: c.cancel("caf\udce9"), lambda c: c.delete_model("caf\udce9")]
+)
+async def test_text_that_is_not_unicode_is_refused_and_the_rest_goes_on(server, say):
+    async with client(server) as c:
+        with pytest.raises(ValueError, match="not valid Unicode"):
+            await say(c)
+        assert (await c.generate("hi")).text == "Hello"
+
+
+@pytest.mark.parametrize("options", [{"token": "caf\udce9"}, {"name": "caf\udce9"}])
+async def test_a_hello_that_is_not_unicode_is_refused(server, options):
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        client(server, **options)
+
+
+async def test_a_bug_in_the_writer_ends_the_client(server):
+    c = client(server)
+    await c.open()
+    c._session.outbox.append(m.Cancel(request_id="caf\udce9"))
+    c._connection.settle()
+    with pytest.raises(ClosedError):
+        await c.models()
+    with pytest.raises(UnicodeEncodeError):
+        await c.close()
+
+
+async def test_a_request_that_was_never_sent_is_taken_back(server):
+    async with client(server) as c:
+        await server.stop()
+        await eventually(lambda: not c.is_connected)
+        generation = c.generate("hi")
+        generation.cancel()
+        with pytest.raises(WithdrawnError):
+            await generation
+        await server.start()
+        assert (await c.generate("long")).text == "".join(LONG)
+    assert [message.prompt for message in server.of_type(m.Inference)] == ["long"]
+
+
+@pytest.mark.parametrize("proxy", ["foo", "socks5://127.0.0.1:1"])
+async def test_a_proxy_that_cannot_be_used_is_said(monkeypatch, proxy):
+    monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(ProtocolError, match="proxy"):
+        await Client("https://llm.invalid").open()
 
 
 async def test_a_closed_client_says_so(server):

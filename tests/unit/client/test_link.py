@@ -10,7 +10,7 @@ from llmws.client.errors import (
     UnauthorizedError,
     from_close,
 )
-from llmws.client.link import websocket_url
+from llmws.client.link import _refusal, websocket_url
 
 
 @pytest.mark.parametrize(
@@ -28,10 +28,22 @@ def test_addresses(address, url):
 
 
 @pytest.mark.parametrize(
-    "address", ["", "ftp://h", "http://", "http://user:pw@h", "http://h?token=x", "http://h:99999"]
+    "address",
+    [
+        "",
+        "ftp://h",
+        "http://",
+        "http://user:pw@h",
+        "http://h?token=x",
+        "http://h:99999",
+        "h:abc",
+        "a..b",
+        "a b",
+        "http://[",
+    ],
 )
 def test_what_is_no_address_is_refused(address):
-    with pytest.raises(ValueError, match=r"address of a server|[Pp]ort"):
+    with pytest.raises(ValueError, match="address of a server"):
         websocket_url(address)
 
 
@@ -50,3 +62,10 @@ def test_what_is_no_address_is_refused(address):
 )
 def test_final_close_codes_have_their_errors(code, kind):
     assert type(from_close(code, "why")) is kind
+
+
+@pytest.mark.parametrize("status", [403, 421])
+def test_a_name_that_the_server_does_not_answer_to_says_what_to_do(status):
+    error = _refusal("ws://h", status)
+    assert type(error) is ProtocolError
+    assert "list it in server.hosts" in str(error)
