@@ -31,6 +31,9 @@ _SHARD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors")
 _BUILT_IN_IMPLEMENTATION: Final = re.compile(r"[a-z0-9_]{1,64}")
 _PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5")
 _CUSTOM_CODE: Final = frozenset({"auto_map", "custom_pipelines", "custom_generate", "trust_remote_code"})
+_OTHER_FILES: Final = frozenset({"configuration_files", "transformers_weights"})
+"""Keys that make transformers read other files than those that are checked here."""
+
 _IMPLEMENTATIONS: Final = frozenset({"attn_implementation", "experts_implementation"})
 # Written by transformers itself into ordinary configurations, and read by nothing that loads code.
 _HARMLESS: Final = frozenset(
@@ -65,6 +68,8 @@ def examine(folder: Path) -> int:
     """
     size_bytes = sum(_sizes(folder))
     _check_config(folder / "config.json")
+    if (folder / "adapter_config.json").exists():
+        raise ModelInvalidError("it is an adapter for another model (adapter_config.json); merge the two first")
     shards = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors" and path.is_file()]
     if not shards:
         pickles = any(path.suffix in _PICKLES for path in folder.iterdir())
@@ -73,10 +78,12 @@ def examine(folder: Path) -> int:
             if pickles
             else "it has no *.safetensors file"
         )
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise ModelInvalidError("it has neither model.safetensors nor model.safetensors.index.json")
     for shard in shards:
         _check_header(shard)
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        _check_index(index, {shard.name for shard in shards})
+    for index in sorted(folder.rglob("*.safetensors.index.json")):
+        _check_index(index)
     return size_bytes
 
 
@@ -138,6 +145,8 @@ def _check_keys(config: object) -> None:
 def _check_key(key: str, value: object) -> None:
     if key in _CUSTOM_CODE:
         raise ModelInvalidError(f"config.json asks for custom code ({key})")
+    if key in _OTHER_FILES:
+        raise ModelInvalidError(f"config.json names other files to read ({key})")
     if key in _IMPLEMENTATIONS:
         if value is not None and not (isinstance(value, str) and _BUILT_IN_IMPLEMENTATION.fullmatch(value)):
             raise ModelInvalidError(f"config.json asks for custom code ({key})")
@@ -154,7 +163,7 @@ def _check_header(path: Path) -> None:
         raise ModelInvalidError(f"{printable(path.name)} is not a safetensors file (cut short, or a git-lfs pointer)")
 
 
-def _check_index(path: Path, shards: set[str]) -> None:
+def _check_index(path: Path) -> None:
     try:
         index = msgspec.json.decode(_read(path, MAX_INDEX_BYTES), type=_Index)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -162,5 +171,5 @@ def _check_index(path: Path, shards: set[str]) -> None:
     for name in sorted(set(index.weight_map.values())):
         if not _SHARD.fullmatch(name):
             raise ModelInvalidError(f"{printable(path.name)} names '{printable(name[:64])}', not a plain file name")
-        if name not in shards:
+        if not (path.parent / name).is_file():
             raise ModelInvalidError(f"{name} is missing")

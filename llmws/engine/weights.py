@@ -34,7 +34,9 @@ def weight_files(folder: Path) -> list[Path]:
         index = json.loads((folder / "model.safetensors.index.json").read_bytes())
         names = sorted({str(name) for name in index["weight_map"].values()})
     except FileNotFoundError:
-        raise ModelInvalidError("there are no .safetensors files; pickled weights are never read") from None
+        raise ModelInvalidError(
+            "there is neither model.safetensors nor its index; pickled weights are never read"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelInvalidError("model.safetensors.index.json has no weight_map") from None
     for name in names:

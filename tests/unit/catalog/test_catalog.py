@@ -116,6 +116,14 @@ def test_a_broken_model_does_not_hide_a_good_one_of_its_name(home: Home) -> None
         ({"config__json": b" " * (4 * 2**20 + 1)}, "config.json is larger than 4194304 bytes"),
         ({"model__safetensors": None}, "it has no *.safetensors file"),
         (
+            {"model__safetensors": None, "a__safetensors": WEIGHTS, "training_args__bin": b"x"},
+            "it has neither model.safetensors nor model.safetensors.index.json",
+        ),
+        (
+            {"adapter_config__json": b"{}"},
+            "it is an adapter for another model (adapter_config.json); merge the two first",
+        ),
+        (
             {"model__safetensors": None, "pytorch_model__bin": b"x"},
             "its weights are pickles, which can run code; convert them to safetensors",
         ),
@@ -161,6 +169,11 @@ def test_a_broken_folder_is_not_offered(home: Home, files: dict[str, bytes | Non
         ({"custom_pipelines": {}}, "config.json asks for custom code (custom_pipelines)"),
         ({"text_config": {"auto_map": {}}}, "config.json asks for custom code (auto_map)"),
         ({"layers": [[{"custom_generate": "x/y"}]]}, "config.json asks for custom code (custom_generate)"),
+        ({"configuration_files": []}, "config.json names other files to read (configuration_files)"),
+        (
+            {"text_config": {"transformers_weights": "weights.pt"}},
+            "config.json names other files to read (transformers_weights)",
+        ),
         ({"attn_implementation": "evil/kernel"}, "config.json asks for custom code (attn_implementation)"),
         ({"attn_implementation": {"": "evil/kernel"}}, "config.json asks for custom code (attn_implementation)"),
         ({"experts_implementation": "evil/kernel"}, "config.json asks for custom code (experts_implementation)"),
@@ -180,6 +193,13 @@ def test_a_broken_folder_is_not_offered(home: Home, files: dict[str, bytes | Non
 def test_a_configuration_that_could_run_code_is_not_offered(home: Home, extra: dict[str, Any], reason: str) -> None:
     make(home.models / "x", config=CONFIG | extra)
     assert home.problem() == reason
+
+
+def test_an_index_in_a_folder_further_down_is_checked_too(home: Home) -> None:
+    sub = make(home.models / "x") / "sub"
+    sub.mkdir()
+    (sub / "x.safetensors.index.json").write_text('{"weight_map": {"w": "../../y/model.safetensors"}}')
+    assert home.problem() == "x.safetensors.index.json names '../../y/model.safetensors', not a plain file name"
 
 
 def test_stock_configurations_are_offered(home: Home) -> None:
