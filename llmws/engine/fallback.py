@@ -123,17 +123,27 @@ class Context:
 
 
 def find_increments(model: Network, vocabulary: int) -> Increments:
-    """Tries what the model can do, on a dozen tokens: the logits of one forward against those of several."""
+    """Tries what the model can do, on a dozen tokens: the logits of one forward against those of several.
+
+    Raises:
+        ModelInvalidError: they are not even numbers.
+        ModelOutOfMemoryError: not even these fit.
+    """
     ids = [(7919 * i + 13) % vocabulary for i in range(12)]
     whole = Context(model, ids, use_cache=False).forward(len(ids))
+    if not whole.max().isfinite():  # a NaN comes out on top
+        raise ModelInvalidError("the model computes no usable logits")
     # Rounding stays far below these, a wrong state far above.
     tolerance = 0.01 if model.dtype == torch.float32 else 0.1
 
     def agrees(*ends: int) -> bool:
         context = Context(model, ids)
         try:
-            for end in ends:
-                logits = context.forward(end)
+            with device_errors("trying the model out"):
+                for end in ends:
+                    logits = context.forward(end)
+        except (LlmwsError, DeviceLostError):
+            raise
         except Exception:  # noqa: BLE001 - a model may refuse in any way; then it cannot do it
             return False
         return bool(context.caches) and _alike(logits, whole, tolerance=tolerance)
@@ -286,20 +296,30 @@ def vocabulary(model: Network) -> int:
 
 
 @contextlib.contextmanager
-def _as_own_errors() -> Iterator[None]:
-    """Turns what torch and a model raise into errors with a code, and a dead device into `DeviceLostError`."""
+def device_errors(purpose: str) -> Iterator[None]:
+    """Turns what torch raises when memory is full into an error with a code, a dead device into `DeviceLostError`."""
     try:
         yield
-    except (LlmwsError, DeviceLostError):
-        raise
+    except torch.OutOfMemoryError:
+        raise ModelOutOfMemoryError(f"there is not enough memory for {purpose}") from None
     except torch.AcceleratorError as error:
         raise DeviceLostError(str(error)) from error
-    except (torch.OutOfMemoryError, MemoryError):
-        raise ModelOutOfMemoryError("there is not enough memory for this request") from None
-    except Exception as error:
+    except (MemoryError, RuntimeError) as error:
         # On CPU torch has no type of its own for it.
-        if isinstance(error, RuntimeError) and "allocate memory" in str(error):
-            raise ModelOutOfMemoryError("there is not enough memory for this request") from None
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise ModelOutOfMemoryError(f"there is not enough memory for {purpose}") from None
+        raise
+
+
+@contextlib.contextmanager
+def _as_own_errors() -> Iterator[None]:
+    """Turns whatever torch and a model raise into errors with a code, or `DeviceLostError`."""
+    try:
+        with device_errors("this request"):
+            yield
+    except (LlmwsError, DeviceLostError):
+        raise
+    except Exception:
         log.exception("a request failed in the model")
         raise ModelInvalidError("the model failed on this request") from None
 

@@ -16,20 +16,20 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer
 from transformers.utils.logging import set_tqdm_hook
 
 from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine import memory
 from llmws.engine.devices import device_memory, placement, target
 from llmws.engine.digest import model_digest, tokenizer_digest
-from llmws.engine.fallback import FallbackRunner, Network, find_increments, vocabulary
+from llmws.engine.fallback import FallbackRunner, Network, device_errors, find_increments, vocabulary
 from llmws.engine.measure import measured_footprint, whole_config
 from llmws.engine.runner import Progress
 from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine.weights import tensor_bytes, weight_files, weights_bytes
 from llmws.engine_api import ModelInfo, ModelRef
-from llmws.errors import ModelInvalidError
+from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
+from llmws.tokenizer_files import TokenizerFiles, read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,15 @@ class FallbackLoader:
     def fits(self, model: ModelRef) -> bool:
         """See `Loader.fits`."""
         devices, dtype = target(self._optimization)
-        needed = weights_bytes(Path(model.location), dtype_bytes=dtype.itemsize)
-        return needed <= sum(device_memory(device)[1] for device in devices)
+        folder = Path(model.location)
+        check_folder(folder)
+        read_tokenizer(folder)
+        needed = weights_bytes(folder, dtype_bytes=dtype.itemsize)
+        readings = [device_memory(device) for device in devices]
+        if needed > (total := sum(total for total, _ in readings)):
+            message = f"the weights take {needed / 1e9:.1f} GB of memory; there are {total / 1e9:.1f} GB"
+            raise ModelOutOfMemoryError(message)
+        return needed <= sum(free for _, free in readings)
 
     def load(self, model: ModelRef, *, progress: Progress, reclaimable_bytes: int) -> FallbackRunner:
         """See `Loader.load`."""
@@ -64,26 +71,41 @@ class FallbackLoader:
         folder = Path(model.location)
         log.info("loading %s in %s", model.name, dtype)
         check_folder(folder)
-        tokenizer = _read_tokenizer(folder)
-        free_bytes = {device: device_memory(device)[1] for device in devices}
-        where = placement(weights_bytes(folder, dtype_bytes=dtype.itemsize), free_bytes)
-        with _reporting(folder, progress):
-            network = _read_network(folder, dtype, where)
-        return self._runner(model, network, tokenizer, reclaimable_bytes)
+        files = read_tokenizer(folder)
+        memory_before = {device: device_memory(device) for device in devices}
+        where = placement(
+            weights_bytes(folder, dtype_bytes=dtype.itemsize),
+            {device: free for device, (_, free) in memory_before.items()},
+        )
+        with device_errors(model.name):
+            with _reporting(folder, progress):
+                network = _read_network(folder, dtype, where)
+            return self._runner(model, network, files, memory_before, reclaimable_bytes)
 
     def _runner(
-        self, model: ModelRef, network: Network, tokenizer: Tokenizer, reclaimable_bytes: int
+        self,
+        model: ModelRef,
+        network: Network,
+        files: TokenizerFiles,
+        memory_before: Mapping[torch.device, tuple[int, int]],
+        reclaimable_bytes: int,
     ) -> FallbackRunner:
-        """Tries the model out, measures it, and decides what it can promise."""
+        """Tries the model out, measures it, and decides what it can promise.
+
+        Total and free bytes of the devices are those from before the load: on CPU, weights that are mapped from their
+        files count as free afterwards too.
+        """
         increments = find_increments(network, vocabulary(network))
         footprint = measured_footprint(network, increments)
         held = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-        readings = [device_memory(device) for device in {tensor.device for tensor in network.parameters()}]
+        used = {tensor.device for tensor in network.parameters()}
+        # On CPU what the old model will give back may be free already, for the same reason.
+        reclaimable_bytes = reclaimable_bytes if network.device.type == "cuda" else 0
         plan = memory.plan(
             footprint,
             budget_bytes=memory.budget(
-                total_bytes=sum(total for total, _ in readings),
-                free_bytes=sum(free for _, free in readings) + held + reclaimable_bytes,
+                total_bytes=sum(memory_before[device][0] for device in used),
+                free_bytes=sum(memory_before[device][1] for device in used) + reclaimable_bytes,
                 utilization=self._optimization.memory_utilization,
                 weights_bytes=held,
             ),
@@ -106,9 +128,9 @@ class FallbackLoader:
         log.info("%s: %s, continues by %s, context %d", model.name, info.device, increments.value, info.max_context)
         return FallbackRunner(
             network,
-            tokenizer,
+            files.tokenizer,
             info=info,
-            eos_ids=_eos_ids(network),
+            eos_ids=_eos_ids(network, files),
             footprint=footprint,
             plan=plan,
             increments=increments,
@@ -126,24 +148,26 @@ def check_folder(folder: Path) -> None:
         ModelInvalidError: and why.
     """
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = json.loads((folder / "config.json").read_bytes(), object_hook=_without_other_files)
         model_type = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ModelInvalidError("there is no config.json that names a model_type") from None
     if model_type not in transformers.CONFIG_MAPPING:
         why = "it needs code of its own, which is never run" if "auto_map" in config else "its type is not known"
         raise ModelInvalidError(f"transformers {transformers.__version__} has no model type {model_type!r}: {why}")
     if transformers.CONFIG_MAPPING[model_type] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelInvalidError(f"models of type {model_type!r} are not causal language models")
+    if (folder / "adapter_config.json").exists():
+        raise ModelInvalidError("it is an adapter for another model (adapter_config.json); merge the two first")
     weight_files(folder)
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # the library raises plain Exception
-        log.exception("%s/tokenizer.json", folder)
-        raise ModelInvalidError("there is no tokenizer.json that can be read") from None
+def _without_other_files(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a configuration, unless it makes transformers read other files than those that were checked."""
+    for key in ("configuration_files", "transformers_weights"):
+        if key in part:
+            raise ModelInvalidError(f"config.json names other files to read ({key})")
+    return part
 
 
 def _read_network(folder: Path, dtype: torch.dtype, where: dict[str, Any]) -> Network:
@@ -199,10 +223,12 @@ def _reporting(folder: Path, progress: Progress) -> Iterator[None]:
 # --- the model -----------------------------------------------------------------------------------------------------
 
 
-def _eos_ids(network: Network) -> frozenset[int]:
-    """All ids that end a completion, wherever the model's files name them."""
-    ids: set[int] = set()
+def _eos_ids(network: Network, files: TokenizerFiles) -> frozenset[int]:
+    """All ids that end a completion, wherever the model's files name them. What is no id is passed over."""
+    named: list[object] = []
+    if (text := files.named.get("eos_token")) is not None:
+        named.append(files.tokenizer.token_to_id(text))
     for config in (network.generation_config, network.config, network.config.get_text_config()):
-        named = getattr(config, "eos_token_id", None)
-        ids.update([named] if isinstance(named, int) else named or ())
-    return frozenset(ids)
+        value = getattr(config, "eos_token_id", None)
+        named += value if isinstance(value, list) else [value]
+    return frozenset(value for value in named if isinstance(value, int) and not isinstance(value, bool))

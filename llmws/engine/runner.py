@@ -81,7 +81,11 @@ class Loader(Protocol):
     """Makes runners out of folders."""
 
     def fits(self, model: ModelRef) -> bool:
-        """Whether the model's weights fit into memory beside everything that is in it now."""
+        """Whether the model's weights fit into memory beside everything that is in it now.
+
+        Raises:
+            LlmwsError: they never will, or the folder cannot be served anyway: no model needs to make room for it.
+        """
 
     def load(self, model: ModelRef, *, progress: Progress, reclaimable_bytes: int) -> Runner:
         """Loads a model.

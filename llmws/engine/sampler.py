@@ -16,11 +16,14 @@ from llmws.engine.runner import Token
 from llmws.errors import BadRequestError, ModelInvalidError
 from llmws.protocol.messages import Sampling, TokenLogprob, TopLogprob
 
-SAMPLER_VERSION = 1
+SAMPLER_VERSION = 2
 """Changes when the same logits may give another token; part of `ModelInfo.engine`."""
 
 CPU_CANDIDATES = 256
 """Likeliest tokens that are considered on CPU, where sorting a whole vocabulary costs more than a small model."""
+
+_MIN_LOGPROB = -9999.0
+"""Of a token that the model rules out: JSON has no infinity. Source: the OpenAI API."""
 
 _MASK = 2**64 - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -109,7 +112,8 @@ class Sampler:
         assert s.temperature
         values, ids = candidates(logits, s.top_k or 0)
         _check(float(values[0]))
-        scores = values.double() / s.temperature
+        scores = values.double()
+        scores = (scores - scores[0]) / s.temperature  # the best stays 0, however small the temperature
         kept = keep(scores, top_p=s.top_p or 1.0, min_p=s.min_p or 0.0)
         scores, ids = scores[:kept], ids[:kept]
         noisy = scores + gumbel(ids, seed=s.seed or 0, position=self._position)
@@ -198,7 +202,7 @@ def _ids(ids: Iterable[int], like: torch.Tensor) -> torch.Tensor:
 
 def _logprob(logits: torch.Tensor, token_id: int, count: int) -> TokenLogprob:
     """Under the model itself, before bias, penalties and filters."""
-    logprobs = torch.log_softmax(logits, dim=0)
+    logprobs = torch.log_softmax(logits, dim=0).clamp(min=_MIN_LOGPROB)
     values, ids = candidates(logprobs, count) if count else (logprobs[:0], logprobs[:0].long())
     top = [TopLogprob(id=i, logprob=v) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
     return TokenLogprob(id=token_id, logprob=float(logprobs[token_id]), top=top)

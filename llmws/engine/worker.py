@@ -166,12 +166,16 @@ class Worker:
         events: list[EngineEvent] = []
         while self._line:
             item = self._line[0]
-            if self._running and (isinstance(item, ModelRef) or not self._may_join(item)):
+            if isinstance(item, ModelRef):
+                # A load takes minutes and tells of its progress: what came before it is told first.
+                if not self._running and not events:
+                    self._line.popleft()
+                    events.append(self._load(item))
+                break
+            if self._running and not self._may_join(item):
                 break
             self._line.popleft()
-            if isinstance(item, ModelRef):
-                events.append(self._load(item))
-            elif (chunk := self._start(item)) is not None:
+            if (chunk := self._start(item)) is not None:
                 events.append(chunk)
         return events
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import queue
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from llmws.engine_api import PromptEvent, PromptFailed, PromptJob
-from llmws.errors import PromptError
+from llmws.errors import LlmwsError
 from llmws.prompt import model_text
 from llmws.prompt.model_text import Fingerprint, ModelText
 from llmws.prompt.render import render
@@ -81,11 +82,19 @@ class ThreadRenderer:
     def _answer(self, job: PromptJob) -> PromptEvent:
         try:
             return render(job, self._model(Path(job.model.location)))
-        except PromptError as error:
+        except LlmwsError as error:
             return PromptFailed(key=job.key, code=error.code, message=str(error))
-        except BaseException:  # noqa: BLE001 - a panic of the tokenizers library is not even an Exception
-            # No traceback: its last lines may quote the prompt.
-            _log.error("rendering a prompt for %s failed in an unforeseen way", job.model.path)
+        except BaseException as error:  # noqa: BLE001 - a panic of the tokenizers library is not even an Exception
+            # Neither message nor traceback: they may quote the prompt.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            _log.error(
+                "rendering a prompt for %s failed in an unforeseen way: %s in %s, %s:%s",
+                job.model.path,
+                type(error).__name__,
+                place.name,
+                place.filename,
+                place.lineno,
+            )
             message = "the model's tokenizer failed on this prompt"
             return PromptFailed(key=job.key, code=ErrorCode.MODEL_FAILED, message=message)
 

@@ -73,6 +73,8 @@ class AlphabetLoader:
 
     Attributes:
         crowded: whether two models do not fit at once.
+        broken: folders that cannot be loaded any more.
+        hopeless: folders of which that is seen before anything makes room for them.
         runners: every one that was made.
         reclaimable: what each load was told.
     """
@@ -81,10 +83,13 @@ class AlphabetLoader:
         self.max_running = max_running
         self.crowded = False
         self.broken: set[str] = set()
+        self.hopeless: set[str] = set()
         self.runners: list[AlphabetRunner] = []
         self.reclaimable: list[int] = []
 
     def fits(self, model: ModelRef) -> bool:
+        if model.name in self.hopeless:
+            raise ModelInvalidError("it never fits")
         return not self.crowded
 
     def load(self, model: ModelRef, *, progress: Progress, reclaimable_bytes: int) -> AlphabetRunner:

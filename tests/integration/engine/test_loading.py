@@ -10,13 +10,18 @@ from pathlib import Path
 import msgspec
 import pytest
 import safetensors.torch
+import torch
 
 from llmws.config import LimitsSection, OptimizationSection
+from llmws.engine import loading, memory
+from llmws.engine.loading import FallbackLoader
 from llmws.engine.local import LocalEngine
 from llmws.engine_api import GenerationRequest, ModelFailed, ModelLoaded, ModelProgress
+from llmws.errors import LlmwsError, ModelOutOfMemoryError
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
 from tests.contract.engine.listening import Listener
+from tests.integration.engine.tiny_models import EOS, tokenizer
 
 
 @pytest.fixture
@@ -25,6 +30,11 @@ def copy(folder_of, tmp_path):
     folder = tmp_path / "damaged"
     shutil.copytree(folder_of("llama").location, folder)
     return msgspec.structs.replace(folder_of("llama"), name="damaged", location=str(folder))
+
+
+@pytest.fixture
+def loader():
+    return FallbackLoader(OptimizationSection(device="cpu", threads=1), LimitsSection())
 
 
 def edit_config(folder, **changes):
@@ -41,6 +51,13 @@ def lose_a_weight(folder):
     path = Path(folder) / "model.safetensors"
     tensors = safetensors.torch.load_file(path)
     del tensors["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def spoil_a_weight(folder):
+    path = Path(folder) / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["model.norm.weight"][:] = float("nan")
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -67,7 +84,28 @@ DAMAGES = {
         "are not causal language models",
     ),
     "no config": (lambda f: (Path(f) / "config.json").unlink(), ErrorCode.MODEL_FAILED, "no config.json"),
-    "no tokenizer": (lambda f: (Path(f) / "tokenizer.json").unlink(), ErrorCode.MODEL_FAILED, "no tokenizer.json"),
+    "no tokenizer": (
+        lambda f: (Path(f) / "tokenizer.json").unlink(),
+        ErrorCode.MODEL_FAILED,
+        "the model's tokenizer.json cannot be used: No such file",
+    ),
+    "odd tokens": (
+        lambda f: (Path(f) / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"x": {"content": "<y>"}}}'),
+        ErrorCode.MODEL_FAILED,
+        "the model's tokenizer_config.json cannot be used: its tokens cannot be added",
+    ),
+    "other weights": (
+        lambda f: edit_config(f, text_config={"transformers_weights": "weights.pt"}),
+        ErrorCode.MODEL_FAILED,
+        "config.json names other files to read (transformers_weights)",
+    ),
+    "other configuration": (
+        lambda f: edit_config(f, configuration_files=["config.5.0.0.json"]),
+        ErrorCode.MODEL_FAILED,
+        "config.json names other files to read (configuration_files)",
+    ),
+    "an adapter": (lambda f: (Path(f) / "adapter_config.json").write_text("{}"), ErrorCode.MODEL_FAILED, "an adapter"),
+    "no number comes out": (spoil_a_weight, ErrorCode.MODEL_FAILED, "the model computes no usable logits"),
     "a weight is lost": (
         lose_a_weight,
         ErrorCode.MODEL_FAILED,
@@ -135,7 +173,7 @@ def test_what_is_promised(folder_of):
 
     assert (info.ref, info.device, info.dtype) == (model, "cpu", "bfloat16")
     assert (info.max_context, info.max_running) == (100, 2)
-    assert (info.engine, info.vision, info.flash_attention) == ("fallback/1", False, False)
+    assert (info.engine, info.vision, info.flash_attention) == ("fallback/2", False, False)
     assert len(info.digest) == len(info.tokenizer_digest) == 64
 
 
@@ -143,9 +181,65 @@ def test_the_models_own_positions_bound_the_context(serve):
     assert serve("gpt2").max_context == 256
 
 
-def test_a_device_that_is_not_there_is_named(folder_of):
-    import torch
+def test_tokens_that_the_tokenizers_configuration_adds_are_decoded(copy, loader):
+    """`<call>` is text, `<|end|>` is special and ends the answer; `tokenizer.json` knows neither."""
+    folder = Path(copy.location)
+    call = tokenizer().get_vocab_size()
+    end = call + 1
+    decoder = {str(call): {"content": "<call>", "special": False}, str(end): {"content": "<|end|>", "special": True}}
+    config = {"added_tokens_decoder": decoder, "eos_token": "<|end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    runner = loader.load(copy, progress=lambda read, total: None, reclaimable_bytes=0)
 
+    assert runner.decode([call, end]) == "<call>"
+    assert runner.eos_ids == {EOS, end}
+
+
+@pytest.mark.parametrize("eos", [[EOS, None], "x", [[1]], [True], None])
+def test_odd_ends_of_an_answer_are_passed_over(eos, copy, loader):
+    path = Path(copy.location) / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": eos}))
+    runner = loader.load(copy, progress=lambda read, total: None, reclaimable_bytes=0)
+
+    assert runner.eos_ids == {EOS}
+
+
+def test_memory_that_mapped_weights_take_is_not_counted_as_free(copy, loader, monkeypatch):
+    """Free memory is the same after such a load as before: the weights must come out of it all the same."""
+    given = {}
+
+    def budget(**amounts):
+        given.update(amounts)
+        return 10**9
+
+    monkeypatch.setattr(loading, "device_memory", lambda device: (4 * 10**9, 10**9))
+    monkeypatch.setattr(memory, "budget", budget)
+    runner = loader.load(copy, progress=lambda read, total: None, reclaimable_bytes=10**8)
+
+    assert given["free_bytes"] == 10**9
+    assert given["weights_bytes"] == runner.held_bytes > 0
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_runs_out_in_a_load_is_said_so(error, copy, loader):
+    def progress(read, total):
+        raise error
+
+    with pytest.raises(ModelOutOfMemoryError, match="there is not enough memory for damaged"):
+        loader.load(copy, progress=progress, reclaimable_bytes=0)
+
+
+@pytest.mark.parametrize("damage", ["other weights", "no tokenizer", "too large"])
+def test_no_model_makes_room_for_one_that_cannot_be_served(damage, copy, loader):
+    spoil, code, message = DAMAGES[damage]
+    spoil(copy.location)
+
+    with pytest.raises(LlmwsError, match=message.partition("(")[0]) as caught:
+        loader.fits(copy)
+    assert caught.value.code == code
+
+
+def test_a_device_that_is_not_there_is_named(folder_of):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     engine = LocalEngine(OptimizationSection(device="cuda"), LimitsSection())

@@ -57,6 +57,18 @@ def test_the_noise_is_finite_and_of_its_token_alone(seed, position, token):
     assert float(alone) == float(among[1])
 
 
+@pytest.mark.parametrize("temperature", [1e-308, 1e-12])
+@pytest.mark.parametrize("best", [-2.0, 0.0, 9.0])
+def test_a_tiny_temperature_is_greedy(temperature, best):
+    assert drawn(free(temperature=temperature, top_p=0.9), [best - 7, best, best - 3]) == 1
+
+
+def test_log_probabilities_are_numbers_even_of_tokens_that_are_ruled_out():
+    token = sampler(free(logprobs=3), vocabulary=3).choose(torch.tensor([2.0, -math.inf, 9.0]))
+
+    assert [entry.logprob for entry in token.logprob.top][2] == -9999.0
+
+
 # --- the distribution ------------------------------------------------------------------------------------------------
 
 

@@ -153,6 +153,37 @@ def test_a_load_waits_for_what_came_before_and_holds_what_came_after(ear, runner
     assert {key for step in loader.runners[1].steps for key in step} == {"new"}
 
 
+def test_what_came_before_a_load_is_told_before_it(loader):
+    """A request that fails at once does not wait for the model behind it, nor does the model before it."""
+    entered, leave, reading = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(AlphabetLoader):
+        def load(self, model, *, progress, reclaimable_bytes):
+            if model.name == "first":
+                entered.set()
+                leave.wait(TIMEOUT_S)
+            if model.name == "second":
+                reading.wait(TIMEOUT_S)
+            return super().load(model, progress=progress, reclaimable_bytes=reclaimable_bytes)
+
+    worker = Worker(Slow)
+    ear = Listener(worker)
+    worker.load(ref("first"))
+    assert entered.wait(TIMEOUT_S)
+    worker.submit(request("long", max_new_tokens=64))
+    worker.load(ref("second"))
+    leave.set()
+    ear.until(lambda: ear.ended("long"))
+    told = [event.info.ref.name for event in ear.models()]
+    reading.set()
+    ear.until(lambda: len(ear.models()) == 2)
+    worker.close()
+
+    assert told == ["first"]
+    order = [type(event).__name__ for event in ear.heard]
+    assert order == ["ModelProgress", "ModelLoaded", "Chunk", "ModelProgress", "ModelLoaded"]
+
+
 def test_a_cancelled_request_leaves_the_line(ear, runner):
     runner.room = 1
     for key in ("a", "b", "c"):
@@ -223,6 +254,15 @@ def test_a_failed_load_keeps_the_old_model(ear, runner):
     failed = ear.load(ref("bad"))
 
     assert failed == ModelFailed(name="bad", code=ErrorCode.MODEL_FAILED, message="it is bad", kept=runner.info)
+    assert not runner.closed
+
+
+def test_no_model_makes_room_for_one_that_never_fits(ear, runner, loader):
+    loader.crowded = True
+    loader.hopeless.add("huge")
+    failed = ear.load(ref("huge"))
+
+    assert (failed.message, failed.kept) == ("it never fits", runner.info)
     assert not runner.closed
 
 

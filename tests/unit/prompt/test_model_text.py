@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmws.engine_api import Turn
-from llmws.errors import PromptError
+from llmws.errors import LlmwsError
 from llmws.prompt import model_text
 from llmws.prompt.render import tokenize
 from llmws.protocol import ErrorCode
@@ -60,6 +60,13 @@ def test_the_vocabulary_is_as_large_as_the_configuration_says(
         ("tokenizer_config.json", "{", "the model's tokenizer_config.json cannot be used: not valid JSON"),
         ("tokenizer_config.json", "[" * 5000, "the model's tokenizer_config.json cannot be used: not valid JSON"),
         ("tokenizer_config.json", "[]", "the model's tokenizer_config.json cannot be used: not a JSON object"),
+        ("tokenizer_config.json", " " * (4 * 2**20 + 1), "cannot be used: larger than 4194304 bytes"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "y"}}}', "its tokens cannot be added"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"400": {"content": "y", "lstrip": "no"}}}',
+            "the model's tokenizer_config.json cannot be used: its tokens cannot be added",
+        ),
         ("tokenizer_config.json", '{"chat_template": 5}', "its chat template is not text"),
         (
             "tokenizer_config.json",
@@ -67,6 +74,7 @@ def test_the_vocabulary_is_as_large_as_the_configuration_says(
             "no chat template named default",
         ),
         ("additional_chat_templates/rag.jinja", "x", "no template named default"),
+        ("chat_template.jinja", " " * (2**20 + 1), "cannot be used: larger than 1048576 bytes"),
         ("chat_template.jinja", "\udcff", "the model's chat_template.jinja cannot be used: not UTF-8"),
         ("chat_template.jinja", "{% if %}", "the model's chat template is not valid: "),
         ("config.json", "[]", "the model's config.json cannot be used: not a JSON object"),
@@ -79,7 +87,7 @@ def test_a_broken_file_is_named_with_what_is_wrong(folder: Path, name: str, cont
         path.unlink()
     else:
         path.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(PromptError) as caught:
+    with pytest.raises(LlmwsError) as caught:
         model_text.load(folder)
     assert caught.value.code == ErrorCode.MODEL_FAILED
     assert reason in str(caught.value)
