@@ -20,6 +20,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
+from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -86,8 +87,8 @@ class ChatTemplate:
         """The prompt's text, ending where the model's answer begins.
 
         Raises:
-            PromptError: `bad_request` when the template refuses the conversation (it calls `raise_exception`, as for a
-                role that it does not know), `context_too_long` above `MAX_CHARS`, `model_failed` when it fails.
+            PromptError: `context_too_long` above `MAX_CHARS`; `model_failed` when the template fails, or refuses the
+                conversation (it calls `raise_exception`, as for a role that it does not know).
         """
         variables = {
             **self._special_tokens,
@@ -138,6 +139,23 @@ class _RefusedError(jinja2.TemplateError):
 # --- the sandbox ---------------------------------------------------------------------------------------------------
 
 
+_LAZY_FILTERS: Final = ("map", "reject", "rejectattr", "select", "selectattr")
+
+_UNBOUNDED_FILTERS: Final = (
+    "batch",
+    "center",
+    "filesizeformat",
+    "pprint",
+    "random",
+    "slice",
+    "striptags",
+    "urlize",
+    "wordwrap",
+    "xmlattr",
+)
+"""One call of these may run for minutes, or says something else each time; chat templates do without them."""
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """The environment that transformers gives to chat templates, with an end.
 
@@ -150,8 +168,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _GenerationTag])
         self._cpu_clock = cpu_clock
         self._ends_s = 0.0
-        self.filters["tojson"] = _to_json
-        self.filters["metered"] = _steps
+        for name in _UNBOUNDED_FILTERS:
+            del self.filters[name]
+        self.filters |= {name: _metered_filter(self.filters[name]) for name in _LAZY_FILTERS}
+        self.filters |= {"tojson": _to_json, "metered": _steps, "sum": _sum}
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = lambda pattern: clock().strftime(pattern)
         self.globals["dict"] = _Dict()
@@ -182,6 +202,31 @@ def _metered(sandbox: _Sandbox, source: str) -> nodes.Template:
         loop.iter = nodes.Filter(loop.iter, "metered", [], [], None, None, lineno=loop.lineno)
     tree.set_environment(sandbox)
     return tree
+
+
+def _metered_filter(lazy: Callable[..., object]) -> Callable[..., object]:
+    """The filter, looking at the clock at each step."""
+
+    @jinja2.pass_context
+    def filtered(context: Context, items: Iterable[object], *args: object, **kwargs: object) -> object:
+        # Nothing at all is an empty list for these filters.
+        return lazy(context, _steps(context, items) if items else items, *args, **kwargs)
+
+    return filtered
+
+
+@jinja2.pass_environment
+def _sum(
+    environment: jinja2.Environment, items: Iterable[object], attribute: str | int | None = None, start: object = 0
+) -> object:
+    """The sum of numbers; of lists, each step would copy all that came before."""
+    values = items if attribute is None else map(make_attrgetter(environment, attribute), items)
+    total = start
+    for value in values:
+        if not (isinstance(total, int | float) and isinstance(value, int | float)):
+            raise TypeError("only numbers can be summed")
+        total += value
+    return total
 
 
 @jinja2.pass_context

@@ -88,10 +88,25 @@ def test_a_template_that_is_broken_fails_as_the_model_s_fault(source: str) -> No
         "{{ 'x' * 10 ** 10 }}",
         "{{ ([1] * 10 ** 10) | length }}",
         "{{ 10 ** 10 * 'x' }}",
+        "{{ 5 in ([1] | slice(20000000)) }}",
+        "{{ range(1000) | map('center', 90000) | join | length }}",
+        "{{ ('<!---->' * 100000) | striptags | length }}",
+        "{{ ([range(90000) | list] * 90) | sum(start=[]) | length }}",
+        "{{ range(20000) | map('string') | select | reject | list | length }}",
+        "{{ (messages * 20000) | selectattr('role') | rejectattr('no') | list | length }}",
     ],
 )
 def test_a_template_that_would_not_end_is_ended(source: str) -> None:
     assert failure(source)[0] == ErrorCode.MODEL_FAILED
+
+
+def test_the_filters_that_take_steps_do_what_they_did() -> None:
+    source = (
+        "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join }}"
+        "{{ [1, 2, 3] | reject('odd') | list }}{{ nothing | map('upper') | list }}{{ none | select | list }}"
+        "{{ [1, 2.5] | sum }}{{ [{'n': 2}, {'n': 3}] | sum('n') }}"
+    )
+    assert render(source) == "hello[2][][]3.55"
 
 
 def test_a_template_that_says_too_much_is_ended() -> None:
