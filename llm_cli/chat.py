@@ -18,11 +18,13 @@ from llm_cli.screen import Screen
 from llm_cli.show import TextDisplay
 from llm_cli.target import Target
 from llm_cli.view import View, notice, reduce
-from llmws.client import Client, ClientError, Connected
+from llmws.client import Client, ClientError, Connected, Disconnected
 from llmws.protocol.messages import Sampling
 
 PATIENT_S = 3600.0
 """How long the chat tries to reach a server: a person sees the state and decides when to leave."""
+MOMENT_S = 0.3
+"""How long the first attempt to connect is waited for, so that what was missed comes before the prompt."""
 
 
 class Chat:
@@ -46,6 +48,7 @@ class Chat:
     """
 
     conversation: Conversation
+    _opening: asyncio.Task[None]
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Chat:
         self._renderer = renderer
         self._changed = changed
         self._bookmarks = bookmarks
+        self._was_attempted = asyncio.Event()
 
     @property
     def client(self) -> Client:
@@ -80,6 +84,11 @@ class Chat:
     def is_online(self) -> bool:
         """Whether the session is attached."""
         return self.view.connection == "online"
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether what was missed could be shown now."""
+        return self.is_online and not self.conversation.is_caught_up
 
     def begin(self, session_id: str | None) -> None:
         """Takes up a session, or a new one, and begins to connect."""
@@ -95,24 +104,23 @@ class Chat:
             reconnect_timeout_s=PATIENT_S,
             listen=self._listen,
         )
-        self.conversation = Conversation(client, self._screen, shown, self.note)
-        self.conversation.display = TextDisplay(
+        self.conversation = Conversation(
+            client,
             self._screen,
-            self._renderer(shown.fence),
+            shown,
+            display=lambda record: TextDisplay(
+                self._screen, self._renderer(shown.fence), note=self.note, record=record, shown=shown
+            ),
             note=self.note,
-            record=self.conversation.record,
-            shown=shown,
+            failed=lambda error: self.note(exits.explain(error)),
         )
         self._opening = asyncio.create_task(self._open(client))
 
-    async def catch_up(self) -> None:
-        """Shows what is missing of earlier answers, once connected.
-
-        Raises:
-            ClientError: the session cannot be attached.
-        """
-        await asyncio.shield(self._opening)
-        await self.conversation.catch_up(lambda error: self.note(exits.explain(error)))
+    async def attempted(self) -> None:
+        """Waits, for a moment, until the first attempt to connect has an end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MOMENT_S):
+                await self._was_attempted.wait()
 
     async def close(self) -> None:
         """Leaves the session."""
@@ -146,6 +154,8 @@ class Chat:
     def _listen(self, message: object) -> None:
         line = notice(self.view, message)
         self.view = reduce(self.view, message)
+        if isinstance(message, Connected | Disconnected):
+            self._was_attempted.set()
         if isinstance(message, Connected) and message.welcome.status == "new":
             self.conversation.restarted()
         if line is not None:

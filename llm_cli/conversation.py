@@ -47,44 +47,67 @@ class Conversation:
 
     Attributes:
         client: the session's client.
-        display: where answers go; set before the first answer.
-        was_used: whether there is anything in the session to come back to.
+        is_caught_up: whether everything of earlier requests was shown.
+
+    Args:
+        shown: what an earlier process has shown.
+        display: makes the place where answers go, from what it calls for a record of what it has shown.
+        note: shows a line that is not part of an answer.
+        failed: called with what an earlier request ended in, if not in `Done`.
     """
 
-    display: Display
-
-    def __init__(self, client: Client, screen: Screen, shown: Shown, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        screen: Screen,
+        shown: Shown,
+        *,
+        display: Callable[[Callable[[Shown], Record | None]], Display],
+        note: Callable[[str], None],
+        failed: Callable[[ClientError], None],
+    ) -> None:
         self.client = client
-        self.was_used = shown.position is not None
+        self.is_caught_up = client.session_id is None
+        self._was_used = shown.position is not None
         self._screen = screen
         self._shown = shown
+        self._display = display(self.record)
         self._note = note
+        self._failed = failed
         self._running: Generation | None = None
 
-    async def catch_up(self, on_failure: Callable[[ClientError], None]) -> None:
+    @property
+    def was_used(self) -> bool:
+        """Whether there is anything in the session to come back to."""
+        return self._was_used and self.client.welcome is not None
+
+    async def catch_up(self) -> None:
         """Shows what of earlier requests was not shown, waiting for those that still run.
 
-        Args:
-            on_failure: called with what an answer ended in, if not in `Done`.
+        Raises:
+            ClientError: the session cannot be attached.
         """
         async for generation in self.client.collect():
-            self.was_used = True
+            self._was_used = True
             try:
                 await self._show(generation)
             except (GenerationError, IntegrityError, SessionLostError) as error:
-                on_failure(error)
+                self._failed(error)
+        self.is_caught_up = True
 
     def restarted(self) -> None:
         """The session is a new one, where nothing was shown yet."""
         self._shown = Shown()
 
     async def ask(self, prompt: str, *, system: str | None, model: str | None, config: Sampling | None = None) -> Done:
-        """Asks and shows the answer.
+        """Asks and shows the answer, after what is missing of earlier ones: the bookmark would skip that.
 
         Raises:
             ClientError: as `Generation`.
         """
-        self.was_used = True
+        if not self.is_caught_up:
+            await self.catch_up()
+        self._was_used = True
         deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
         while True:
             await self._screen.write("", self.record(self._shown))
@@ -102,6 +125,8 @@ class Conversation:
         if self._running is None:
             return False
         self._running.cancel()
+        if not self.client.is_connected and self._running.request_id in self.client.running():
+            self._note("not connected; the answer is ended as soon as that changes")
         return True
 
     def record(self, shown: Shown) -> Record | None:
@@ -124,10 +149,10 @@ class Conversation:
         with self._as_running(generation):
             try:
                 async for event in generation:
-                    await self.display.show(event)
+                    await self._display.show(event)
                     done = event if isinstance(event, Done) else None
             except GenerationError as error:
-                await self.display.fail(error.error)
+                await self._display.fail(error.error)
                 raise
         assert done is not None, "an answer that ends without Done raises"
         return done

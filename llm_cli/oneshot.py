@@ -6,19 +6,20 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Literal
 
 from llm_cli import exits
 from llm_cli.arguments import Options
-from llm_cli.bookmark import Bookmarks
+from llm_cli.bookmark import Bookmarks, Record
 from llm_cli.conversation import Conversation, shown_of
 from llm_cli.interrupts import on_interrupt
 from llm_cli.render import for_output
 from llm_cli.screen import UNRECORDED, Screen
-from llm_cli.show import JsonDisplay, TextDisplay
+from llm_cli.show import Display, JsonDisplay, Shown, TextDisplay
 from llm_cli.target import Target
 from llm_cli.view import View, notice, reduce
-from llmws.client import Client, ClientError, Connected
+from llmws.client import Client, ClientError, Connected, RequestRejectedError
 from llmws.client.requests import sampling
 from llmws.protocol import messages as m
 
@@ -52,14 +53,16 @@ class OneShot:
             connect_timeout_s=options.wait_s,
             listen=self._listen,
         )
-        self._conversation = Conversation(client, self._screen, shown, self._note)
-        if options.json:
-            self._json = JsonDisplay(self._screen, record=self._conversation.record)
-            self._conversation.display = self._json
-        else:
-            self._conversation.display = TextDisplay(
-                self._screen, for_output(shown.fence), note=self._note, record=self._conversation.record, shown=shown
-            )
+        # What is no event of the session has no place in it to record.
+        self._lines = JsonDisplay(self._screen, record=lambda _shown: None) if options.json else None
+        self._conversation = Conversation(
+            client,
+            self._screen,
+            shown,
+            display=lambda record: self._display(shown, record),
+            note=self._note,
+            failed=self._failed,
+        )
 
     async def run(self) -> int:
         """Asks, shows and returns the exit status."""
@@ -68,16 +71,18 @@ class OneShot:
         with on_interrupt(lambda: self._interrupt(task), task.cancel):
             try:
                 async with self._conversation.client as client:
-                    if self._options.json:
-                        await self._json.show(_session_line(client))
+                    if self._lines is not None:
+                        await self._lines.show(_session_line(client))
                     await self._talk()
             except ClientError as error:
+                if self._lines is not None and isinstance(error, RequestRejectedError):
+                    await self._lines.fail(error.error)
                 self._failed(error)
         return exits.INTERRUPTED if self._is_interrupted else self._status
 
     async def _talk(self) -> None:
         if self._options.session_id is not None:
-            await self._conversation.catch_up(self._failed)
+            await self._conversation.catch_up()
         if self._prompt and not self._is_interrupted:
             self._status = exits.OK
             await self._conversation.ask(
@@ -86,6 +91,11 @@ class OneShot:
                 model=self._options.model,
                 config=self._config,
             )
+
+    def _display(self, shown: Shown, record: Callable[[Shown], Record | None]) -> Display:
+        if self._options.json:
+            return JsonDisplay(self._screen, record=record)
+        return TextDisplay(self._screen, for_output(shown.fence), note=self._note, record=record, shown=shown)
 
     def _interrupt(self, task: asyncio.Task[int]) -> None:
         self._is_interrupted = True

@@ -23,15 +23,21 @@ _FORBIDDEN: Final = dict.fromkeys(
     [
         *(code for code in range(0x20) if chr(code) not in "\n\t"),
         *range(0x7F, 0xA0),
-        # Overrides of the direction of writing make a terminal show other text than there is. Source: CVE-2021-42574.
+        # Source: CVE-2021-42574, for how marks of the direction of writing make a terminal show another text.
+        0x061C,
+        *range(0x200E, 0x2010),
         *range(0x202A, 0x202F),
         *range(0x2066, 0x206A),
+        # Separators of lines that are no newline, and what is not seen at all but copied along.
+        *range(0x2028, 0x202A),
+        0x200B,
+        *range(0xE0000, 0xE0080),
     ]
 )
 
 
 def clean(text: str) -> str:
-    """The text without control characters other than newline and tab, and without direction overrides."""
+    """The text without control characters other than newline and tab, direction marks and what cannot be seen."""
     return text.translate(_FORBIDDEN)
 
 
@@ -62,6 +68,9 @@ class Renderer(Protocol):
     def state(self) -> str:
         """The open code fence."""
 
+    def restart(self) -> None:
+        """Another answer begins."""
+
     def feed(self, text: str) -> str:
         """The output for the next piece of text; ends in the terminal's default style."""
 
@@ -73,6 +82,9 @@ class Plain:
     def state(self) -> str:
         """None is kept."""
         return ""
+
+    def restart(self) -> None:
+        """Nothing to forget."""
 
     def feed(self, text: str) -> str:
         """The text."""
@@ -87,15 +99,18 @@ class Markdown:
     """
 
     def __init__(self, state: str = "") -> None:
+        self.restart()
         self._fence = state if state in ("```", "~~~") else ""
-        self._line = ""
-        self._is_code = False
-        self._is_bold = False
 
     @property
     def state(self) -> str:
         """The open code fence."""
         return self._fence
+
+    def restart(self) -> None:
+        """Forgets what is open."""
+        self._fence = self._line = ""
+        self._is_code = self._is_bold = False
 
     def feed(self, text: str) -> str:
         """The text with colour around what is marked up."""

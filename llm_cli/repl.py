@@ -71,17 +71,20 @@ class Repl:
         """Chats; returns the exit status."""
         self._chat.begin(self._options.session_id)
         if self._options.session_id is not None:
-            await self._attend(self._chat.catch_up())
+            await self._chat.attempted()
+            await self._catch_up()
         while not self._wants_to_leave and self._chat.client.failure is None:
             text = await self._read()
             if text:
                 await self._attend(self._act(text))
+            await self._catch_up()
         return await self._leave()
 
     # --- one turn --------------------------------------------------------------------------------------------------
 
     async def _read(self) -> str:
         """The next input; empty when there is none to act on."""
+        self._prompt.app.erase_when_done = False
         try:
             text = (await self._prompt.prompt_async()).strip()
         except KeyboardInterrupt:
@@ -97,6 +100,10 @@ class Repl:
             return ""
         self._was_warned = False
         return text
+
+    async def _catch_up(self) -> None:
+        if self._chat.is_behind:
+            await self._attend(self._chat.conversation.catch_up())
 
     async def _act(self, text: str) -> None:
         call = commands.parse(text)
@@ -169,6 +176,10 @@ class Repl:
         app.invalidate()
         if self._chat.client.failure is not None:
             app.exit(exception=EOFError())
+        elif self._chat.is_behind and not self._prompt.default_buffer.text:
+            # What was missed comes now that there is a connection; what is being typed is not taken away for it.
+            app.erase_when_done = True
+            app.exit(result="")
 
 
 class CommandCompleter(Completer):

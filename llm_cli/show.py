@@ -76,10 +76,12 @@ class TextDisplay:
         """Shows what of an event is for a person to read."""
         match event:
             case Start():
+                self._renderer.restart()
                 self._skip_chars = 0  # what was counted belonged to the answer before, or to a session that is lost
             case Token():
                 await self._continue(event.data)
             case Reset():
+                self._renderer.restart()
                 self._skip_chars = 0
                 self._note("the answer could not be continued; what there is of it, from its start:")
                 await self._screen.write(self._renderer.feed(clean(event.text)))

@@ -69,6 +69,8 @@ def notice(view: View, message: object) -> str | None:
             return _greeting(view, welcome)
         case Disconnected(retry_in_s=None):
             return None  # whoever waits for something is told, as an error
+        case Disconnected() if view.connection == "connecting":
+            return f"not connected ({clean_line(message.reason)}); trying again"
         case Disconnected() if view.connection == "online":
             return f"connection lost ({clean_line(message.reason)}); connecting again"
         case m.ModelSwitched():
@@ -107,7 +109,7 @@ def _greeting(view: View, welcome: m.Welcome) -> str | None:
     if welcome.status == "reset":
         return f"the server cannot tell what was missed ({clean_line(welcome.reason or 'unknown')})"
     if view.connection == "offline":
-        return "connected again"
+        return "connected" if view.session_id is None else "connected again"
     if welcome.model is None:
         return "the server has no model loaded yet"
     return None

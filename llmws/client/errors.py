@@ -60,6 +60,7 @@ class RequestRejectedError(ClientError):
         retry_after_ms: how long to wait first, where the server says so.
         field: dotted path of the offending field, where known.
         request_id: of the refused request, if it was one.
+        error: the message itself.
     """
 
     def __init__(self, error: m.Error) -> None:
@@ -70,6 +71,7 @@ class RequestRejectedError(ClientError):
         self.retry_after_ms = error.retry_after_ms
         self.field = error.field
         self.request_id = error.request_id
+        self.error = error
 
 
 class GenerationError(ClientError):

@@ -1,5 +1,6 @@
 """The chat on a real terminal: typed keys in, a screen out."""
 
+import asyncio
 import signal
 
 import pytest
@@ -98,6 +99,95 @@ async def test_the_prompt_is_there_before_the_server_is(server, tmp_path):
         await terminal.sees("trying again")
         await server.start()
         await terminal.sees("model scripted")
+
+
+async def missed(server: FakeServer, state) -> str:
+    """Leaves a session in which an answer was given that nobody has read; its id. The server is down then."""
+    async with Terminal(state, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        server.held = True
+        terminal.type("words\r")
+        server.step(1)
+        await terminal.sees("word0 ")
+        terminal.kill()
+        await terminal.end()
+    server.held = False
+    server.step(1)
+    async with asyncio.timeout(10):
+        while server.session().open:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    await server.stop()
+    return server.session().id
+
+
+async def test_with_the_server_down_the_prompt_is_there_and_the_missed_answer_comes_later(server, tmp_path):
+    session_id = await missed(server, tmp_path)
+    async with Terminal(tmp_path, "--session", session_id) as terminal:
+        await terminal.sees("not connected (Connection refused); trying again")
+        await terminal.sees("not connected: Connection refused")
+        await server.start()
+        await terminal.sees("word1 word2 ")
+        await terminal.sees(WORDS[-1] + "\n")
+        terminal.type("hi\r")
+        await terminal.sees("Hello\n")
+    assert terminal.text.index(WORDS[-1]) < terminal.text.index("Hello\n")
+
+
+async def test_a_question_that_waits_for_the_server_comes_after_the_missed_answer(server, tmp_path):
+    session_id = await missed(server, tmp_path)
+    async with Terminal(tmp_path, "--session", session_id) as terminal:
+        await terminal.sees("not connected: Connection refused")
+        terminal.type("hi\r")
+        await terminal.sees("the question is sent as soon as that changes")
+        await server.start()
+        await terminal.sees("Hello\n")
+    assert terminal.text.index(WORDS[-1]) < terminal.text.index("Hello\n")
+
+
+async def test_ctrl_c_takes_back_a_question_that_waits_for_the_server(server, tmp_path):
+    await server.stop()
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("trying again")
+        terminal.type("words\r")
+        await terminal.sees("the question is sent as soon as that changes")
+        terminal.type("\x03")
+        await terminal.sees("taken back")
+        await server.start()
+        await terminal.sees("model scripted")
+        terminal.type("hi\r")
+        await terminal.sees("Hello\n")
+    assert [prompt_of(each) for each in server.of_type(m.Inference)] == ["hi"]
+
+
+async def test_a_session_that_no_server_had_is_not_offered_again(server, tmp_path):
+    await server.stop()
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("trying again")
+        terminal.type("words\r")
+        await terminal.sees("as soon as that changes")
+        terminal.type("\x03")
+        await terminal.sees("taken back")
+        terminal.type("/new\r")
+        terminal.type("/quit\r")
+        assert await terminal.end() == 0
+    assert "to come back" not in terminal.text
+
+
+async def test_ctrl_c_while_the_connection_is_lost_ends_the_answer_later(server, tmp_path):
+    server.held = True
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type("words\r")
+        server.step(1)
+        await terminal.sees("word0 ")
+        await server.stop()
+        await terminal.sees("connection lost")
+        terminal.type("\x03")
+        await terminal.sees("the answer is ended as soon as that changes")
+        await server.start()
+        await terminal.sees("connected again")
+        await terminal.sees("10 tokens/s")
+    assert len(server.of_type(m.Cancel)) == 1
 
 
 async def test_a_restart_of_the_server_is_a_short_notice(server, tmp_path):

@@ -98,6 +98,14 @@ async def test_a_failed_generation_is_status_5(server, tmp_path):
     assert await run(tmp_path, "--url", server.url, "hi") == (5, "Hello\n", "llm: as asked (model_failed)\n")
 
 
+async def test_a_refused_request_is_a_json_line_too(server, tmp_path):
+    server.reject_with = [m.Error(code="bad_request", message="no", retryable=False)]
+    status, out, err = await run(tmp_path, "--url", server.url, "--json", "hi")
+    last = json.loads(out.splitlines()[-1])
+    assert (status, err) == (5, "llm: no (bad_request)\n")
+    assert (last["type"], last["code"]) == ("error", "bad_request")
+
+
 async def test_nothing_to_ask_is_status_2(tmp_path):
     status, _, err = await run(tmp_path)
     assert (status, err) == (2, "llm: nothing to ask: give a prompt, or pipe one in\n")

@@ -23,7 +23,17 @@ def styled(text: str) -> list[tuple[str, str]]:
     return runs
 
 
-@pytest.mark.parametrize("char", [*map(chr, range(32)), "\x7f", "\x80", "\x9b", "\x9f", "\u202e", "\u2066"])
+@pytest.mark.parametrize(
+    "char",
+    [
+        *map(chr, range(32)),
+        "\x7f",
+        "\x80",
+        "\x9b",
+        "\x9f",
+        *"\u202e\u2066\u200e\u200f\u061c\u2028\u2029\u200b\U000e0041",
+    ],
+)
 def test_no_control_character_passes(char):
     assert clean(f"a{char}b") == ("ab" if char not in "\n\t" else f"a{char}b")
 

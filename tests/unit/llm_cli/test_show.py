@@ -133,6 +133,16 @@ async def test_the_open_fence_is_recorded():
     assert screen.last.fence == "```"
 
 
+async def test_markup_that_an_answer_leaves_open_is_not_the_next_ones():
+    screen = FakeScreen()
+    showing = display(screen, renderer=Markdown())
+    for event in (start(1), token(2, "```\ncut"), done(3), start(4), token(5, "# Head"), done(6)):
+        await showing.show(event)
+    await showing.show(Reset(request_id="r", text="# Again", seq=7, epoch=1))
+    assert screen.text.endswith("\n\x1b[1;36m# Head\x1b[0m\n\x1b[1;36m# Again\x1b[0m")
+    assert screen.last.fence == ""
+
+
 async def test_json_lines_are_ascii():
     screen = FakeScreen()
     await JsonDisplay(screen, record=lambda shown: shown).show(token(2, "é\x9b"))
