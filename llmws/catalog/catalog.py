@@ -150,6 +150,8 @@ def _examined(folder: Path, path: str, source: str) -> ModelRef:
 def _sweep(root: Path) -> None:
     """Removes what was moved away. What resists stays hidden, and is tried again by the next scan."""
     for leftover in root.glob(f"{_STAGING}*"):
+        if leftover.is_symlink():
+            continue  # somebody else's: what is moved away goes into folders
         shutil.rmtree(leftover, ignore_errors=True)
         if leftover.exists():
             _log.warning("%s cannot be removed", printable(str(leftover)))

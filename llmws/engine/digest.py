@@ -16,6 +16,7 @@ _SAMPLE_BLOCK_BYTES = 4096
 
 _TOKENIZER_FILES = (
     "added_tokens.json",
+    "additional_chat_templates/*.jinja",
     "chat_template*.jinja",
     "chat_template.json",
     "merges.txt",
@@ -54,8 +55,8 @@ def model_digest(folder: Path) -> str:
 def tokenizer_digest(folder: Path) -> str:
     """Hex SHA-256 over the names and contents of the tokenizer's files and chat templates, by name."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)}):
-        _add(digest, path.name.encode(), path.read_bytes())
+    for path in sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
+        _add(digest, path.relative_to(folder).as_posix().encode(), path.read_bytes())
     return digest.hexdigest()
 
 

@@ -29,7 +29,7 @@ from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine.weights import tensor_bytes, weight_files, weights_bytes
 from llmws.engine_api import ModelInfo, ModelRef
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
-from llmws.tokenizer_files import TokenizerFiles, read_tokenizer
+from llmws.tokenizer_files import MAX_CONFIG_BYTES, TokenizerFiles, read, read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +148,9 @@ def check_folder(folder: Path) -> None:
         ModelInvalidError: and why.
     """
     try:
-        config = json.loads((folder / "config.json").read_bytes(), object_hook=_without_other_files)
+        config = json.loads(read(folder / "config.json", MAX_CONFIG_BYTES), object_hook=_without_other_files)
         model_type = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ModelInvalidError("there is no config.json that names a model_type") from None
     if model_type not in transformers.CONFIG_MAPPING:
         why = "it needs code of its own, which is never run" if "auto_map" in config else "its type is not known"

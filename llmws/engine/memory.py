@@ -64,6 +64,8 @@ class Footprint(msgspec.Struct, frozen=True):
         dtype_bytes: size of a number of the model's dtype.
         chunk: tokens that one forward takes at most.
         repeated_values: numbers a token of the context that one layer works with beside its cache.
+        pair_bytes: for every token that a forward takes against every token of the context: the mask and, where
+            attention is not fused, the scores.
         token_values: numbers a token that a forward takes.
         logits_bytes: for the logits of one token, sorted.
     """
@@ -72,6 +74,7 @@ class Footprint(msgspec.Struct, frozen=True):
     dtype_bytes: int
     chunk: int
     repeated_values: int
+    pair_bytes: int
     token_values: int
     logits_bytes: int
 
@@ -83,14 +86,12 @@ class Footprint(msgspec.Struct, frozen=True):
         """Bytes that one forward needs beside weights and caches, whatever else is on.
 
         For the largest layer its old cache while the new one is written, and keys and values repeated for every query
-        head; the mask; the activations of the tokens that are taken.
+        head; mask and scores; the activations of the tokens that are taken.
         """
         taken = min(self.chunk, context)
         largest = max((self._layer_bytes(layer, context) for layer in self.layers), default=0)
-        attends = any(layer.token_values for layer in self.layers)
-        mask = taken * context * (1 + self.dtype_bytes) if attends else 0
         values = context * self.repeated_values + taken * self.token_values
-        return largest + mask + values * self.dtype_bytes + self.logits_bytes
+        return largest + taken * context * self.pair_bytes + values * self.dtype_bytes + self.logits_bytes
 
     def need_bytes(self, context: int) -> int:
         """Bytes that one stream of that many tokens needs, alone."""
@@ -182,6 +183,7 @@ def footprint(
         ModelInvalidError: the configuration does not say.
     """
     config = text_config(config)
+    attends = _attends(config)
     layers = cache_layers(config) if layers is None else layers
     hidden = _number(config, *_HIDDEN)
     heads = _number(config, *_HEADS, default=0)
@@ -195,7 +197,9 @@ def footprint(
         layers=layers,
         dtype_bytes=dtype_bytes,
         chunk=chunk,
-        repeated_values=2 * heads * head_dim + (2 * heads * chunk if eager and chunk < UNBOUNDED_CONTEXT else 0),
+        repeated_values=2 * heads * head_dim,
+        # The scores, their softmax in float32, and what is made of it.
+        pair_bytes=1 + dtype_bytes + (heads * (2 * dtype_bytes + 4) if eager else 0) if attends else 0,
         # Residual, norms, queries, keys, values and the gated feed-forward, generously.
         token_values=6 * hidden + 4 * heads * head_dim + 4 * max(inner, experts_inner) + scan,
         logits_bytes=24 * _number(config, "vocab_size"),
@@ -240,6 +244,14 @@ def cache_layers(config: Config) -> tuple[Layer, ...]:
     return tuple(_layer(config, kind) for kind in _kinds(config))
 
 
+def _attends(config: Config) -> bool:
+    """Whether any layer compares tokens with one another, cached or not."""
+    try:
+        return any(layer.token_values for layer in cache_layers(config))
+    except ModelInvalidError:
+        return _number(config, *_HEADS, default=0) > 0
+
+
 def _layer(config: Config, kind: str) -> Layer:
     if kind in _NOTHING:
         return Layer()
@@ -261,7 +273,7 @@ def _kinds(config: Config) -> list[str]:
     """The kind of each layer: as the configuration lists them, else as transformers derives them."""
     listed = config.get("layer_types") or config.get("layers_block_type")
     kinds = list(listed) if listed else [_derived_kind(config, i) for i in range(_number(config, *_LAYERS))]
-    shared = _number(config, "num_kv_shared_layers", default=0)
+    shared = min(_number(config, "num_kv_shared_layers", default=0), len(kinds))
     return kinds[: len(kinds) - shared] + ["dummy"] * shared
 
 
@@ -323,10 +335,10 @@ def _state(config: Config, kind: str) -> Layer:
 
 
 def _number(config: Config, *names: str, default: int | None = None) -> int:
-    """The first of these fields that is set."""
+    """The first of these fields that is set; some configurations write 0 or -1 for "not set"."""
     for name in names:
         value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     if default is None:
         raise ModelInvalidError(f"config.json does not say {' or '.join(names)}")

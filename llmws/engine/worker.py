@@ -107,7 +107,7 @@ class Worker:
         return self._mailbox.take()
 
     def load_state(self) -> EngineResources:
-        """See `Engine.load_state`. The rate is that of the last seconds in which there were tokens."""
+        """See `Engine.load_state`. The rate is that of the last seconds, in which prompts may have been read too."""
         with self._changed:
             running, queued = len(self._running), len(self._line) + len(self._inbox)
             recent = [entry for entry in self._rate if entry[0] > self._clock_s() - _RATE_WINDOW_S]

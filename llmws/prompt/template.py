@@ -2,7 +2,7 @@
 
 A template is a program that came with the model, so it is hostile until shown otherwise. Knows neither tokenizers nor
 files. Invariant: `ChatTemplate.render` returns at most `MAX_CHARS` characters or raises `PromptError`, and ends at the
-first loop step or call after `MAX_CPU_S`.
+first step of a loop or a lazy filter, or the first call, after `MAX_CPU_S`.
 
 What one step may cost is not bounded: doubling a string in a loop can fill memory before the time is over. Only a
 process that can be killed bounds that, and this module is written to move into one as it is.

@@ -83,7 +83,16 @@ DAMAGES = {
         ErrorCode.MODEL_FAILED,
         "are not causal language models",
     ),
-    "no config": (lambda f: (Path(f) / "config.json").unlink(), ErrorCode.MODEL_FAILED, "no config.json"),
+    "no config": (
+        lambda f: (Path(f) / "config.json").unlink(),
+        ErrorCode.MODEL_FAILED,
+        "the model's config.json cannot",
+    ),
+    "a huge config": (
+        lambda f: (Path(f) / "config.json").write_text(" " * (4 * 2**20 + 1)),
+        ErrorCode.MODEL_FAILED,
+        "the model's config.json cannot be used: larger than 4194304 bytes",
+    ),
     "no tokenizer": (
         lambda f: (Path(f) / "tokenizer.json").unlink(),
         ErrorCode.MODEL_FAILED,

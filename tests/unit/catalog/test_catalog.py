@@ -390,6 +390,16 @@ def test_a_deletion_that_a_kill_interrupted_is_finished_by_the_next_scan(home: H
     assert home.files() == {"models"}
 
 
+def test_a_link_that_looks_like_a_deletion_is_left_alone(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    kept = make(home.root / "kept")
+    home.models.mkdir()
+    (home.models / ".deleting-x").symlink_to(kept)
+    before = home.files()
+    assert home.paths() == []
+    assert home.files() == before
+    assert caplog.records == []
+
+
 def test_a_folder_that_cannot_be_moved_away_is_an_error(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     make(home.models / "x")
     before = home.files()

@@ -66,6 +66,21 @@ def test_a_chat_template_belongs_to_the_tokenizer(folder):
     assert tokenizer_digest(folder) != tokenizer
 
 
+def test_further_chat_templates_belong_to_it_too(folder):
+    before = tokenizer_digest(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "default.jinja").write_text("{{ messages }}")
+
+    assert tokenizer_digest(folder) != before
+
+
+def test_a_folder_named_like_a_file_of_the_tokenizer_does_not_count(folder):
+    before = tokenizer_digest(folder)
+    (folder / "vocab.txt").mkdir()
+
+    assert tokenizer_digest(folder) == before
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [(b"PK", "not a safetensors file"), (bytes(100), "not a safetensors"), (struct.pack("<Q", 9) + b"{", "cut short")],

@@ -111,6 +111,30 @@ def test_a_configuration_that_does_not_say_is_refused():
         cost(LLAMA_3_8B | {"layer_types": ["holographic"] * 32}, 1)
 
 
+@pytest.mark.parametrize("fields", [{"num_key_value_heads": -1}, {"num_key_value_heads": 0}])
+def test_numbers_below_one_are_not_set(fields):
+    assert cost(LLAMA_3_8B | fields, 1) == 4 * 128 * 1024
+
+
+def test_a_model_shares_no_more_layers_than_it_has():
+    layers = memory.cache_layers(LLAMA_3_8B | {"num_kv_shared_layers": 40})
+    assert [layer.token_values for layer in layers] == [0] * 32
+
+
+def test_scores_that_are_written_out_are_paid_for():
+    """Also where the whole prompt goes through at once, and where nothing is cached."""
+    scores_bytes = 32 * 8192**2 * 4
+    for layers in (None, ()):
+        written = memory.footprint(
+            LLAMA_3_8B, dtype_bytes=4, chunk=memory.UNBOUNDED_CONTEXT, eager=True, layers=layers
+        ).workspace_bytes(8192)
+        fused = memory.footprint(
+            LLAMA_3_8B, dtype_bytes=4, chunk=memory.UNBOUNDED_CONTEXT, layers=layers
+        ).workspace_bytes(8192)
+        assert written - fused >= 2 * scores_bytes
+        assert fused >= 8192**2 * 5
+
+
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 FOOTPRINT = memory.footprint(LLAMA_3_8B, dtype_bytes=2, chunk=512)
@@ -135,7 +159,13 @@ def test_a_model_that_leaves_no_room_is_refused():
 
 def test_a_model_that_knows_few_positions_needs_no_more():
     tiny = Footprint(
-        layers=(Layer(token_values=1),), dtype_bytes=1, chunk=8, repeated_values=0, token_values=0, logits_bytes=0
+        layers=(Layer(token_values=1),),
+        dtype_bytes=1,
+        chunk=8,
+        repeated_values=0,
+        pair_bytes=1,
+        token_values=0,
+        logits_bytes=0,
     )
     assert memory.plan(tiny, budget_bytes=10**6, positions=16) == Plan(16, 10**6 - tiny.workspace_bytes(16))
 
