@@ -49,6 +49,10 @@ async def _help(chat: Chat, _argument: str) -> None:
 
 async def _model(chat: Chat, argument: str) -> None:
     if argument:
+        if chat.is_online:
+            chat.model_names = [model.name for model in await chat.client.models()]
+        if chat.model_names and argument not in chat.model_names:
+            raise ValueError(f"there is no model {argument}; /models lists them")
         chat.model = argument
     present = chat.view.model or "none"
     chat.say(f"model: {chat.model}" if chat.model else f"model: the server's present one ({present})")
@@ -76,7 +80,14 @@ async def _switch(chat: Chat, argument: str) -> None:
 
 
 async def _delete(chat: Chat, argument: str) -> None:
-    deleted = await chat.client.delete_model(_wanted(argument, "a model's name; /models lists them"))
+    name = _wanted(argument, "a model's name; /models lists them")
+    entry = next((model for model in await chat.client.models() if model.name == name), None)
+    if entry is None:
+        raise ValueError(f"there is no model {name}; /models lists them")
+    if not await chat.confirm(f"delete {clean_line(name)} ({entry.size_mb:,.1f} MB)? y/N "):
+        chat.say("nothing was deleted")
+        return
+    deleted = await chat.client.delete_model(name)
     chat.say(f"deleted {clean_line(deleted.model_name)}")
 
 
@@ -135,6 +146,8 @@ async def _new(chat: Chat, _argument: str) -> None:
 
 
 async def _history(chat: Chat, argument: str) -> None:
+    if argument and not argument.isdecimal():
+        raise ValueError("give a number of messages")
     limit = int(argument) if argument else _HISTORY_DEFAULT
     page = await chat.client.history(limit=max(1, min(limit, 200)))
     if not page.messages:
@@ -183,10 +196,14 @@ def _setting(word: str) -> tuple[str, SamplingValue]:
     name, equals, text = word.partition("=")
     if not equals:
         raise ValueError(f"{word!r} is not NAME=VALUE")
+    if name not in SETTINGS:
+        raise ValueError(f"there is no setting {name}; the settings are {', '.join(SETTINGS)}")
     try:
-        return name, json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return name, text
+    # JSON has one kind of number: 1e3 is as whole as 1000.
+    return name, int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:

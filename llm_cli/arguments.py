@@ -6,6 +6,7 @@ Knows no terminal and no server. Imports nothing heavy, so that `llm --version` 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,7 +63,13 @@ def parse(argv: Sequence[str]) -> Options:
         SystemExit: status 2 on wrong usage, 0 after `--help` and `--version`.
     """
     parser = _parser()
-    given = parser.parse_args(argv)
+    try:
+        "".join(argv).encode()
+    except UnicodeEncodeError:
+        parser.error("the command line is not valid UTF-8")
+    # Intermixed parsing would read options after `--` too.
+    end = argv.index("--") if "--" in argv else len(argv)
+    given = parser.parse_intermixed_args(argv[:end])
     if given.url is not None and (given.host is not None or given.port is not None):
         parser.error("--url already names the host and the port")
     if given.session is not None and given.resume_last:
@@ -77,7 +84,7 @@ def parse(argv: Sequence[str]) -> Options:
     if given.stop:
         sampling["stop"] = given.stop
     return Options(
-        prompt=" ".join(given.prompt),
+        prompt=" ".join([*given.prompt, *argv[end + 1 :]]),
         url=given.url,
         host=given.host,
         port=given.port,
@@ -121,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--token-file", metavar="FILE", help="a file that holds the token")
     server.add_argument(
         "--wait",
-        type=float,
+        type=_seconds,
         default=3.0,
         metavar="SECONDS",
         help="how long to wait for the server (default: %(default)g)",
@@ -144,7 +151,16 @@ def _session_id(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 < port < 65536:
-        raise argparse.ArgumentTypeError(f"{text} is not a port")
-    return port
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds

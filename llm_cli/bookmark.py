@@ -19,7 +19,9 @@ import msgspec
 from llmws.client.discovery import state_dir
 
 RECORD_BYTES: Final = 512
-"""Records are overwritten in place; padded to one size and within one disk sector, an old one never shows through."""
+"""Records are overwritten in place; padded to one size and within one disk sector, an old one never shows through. One
+that is longer, for a long URL, loses no more than that.
+"""
 MOST_SESSIONS: Final = 200
 """Older bookmarks are deleted; their sessions can still be opened by id, from what is unacknowledged."""
 _BUSY_S: Final = 1.0
@@ -74,7 +76,8 @@ class Bookmarks:
         try:
             with self._path(session_id).open("rb") as file:
                 _await_writer(file.fileno())
-                record = msgspec.json.decode(file.read(), type=Record)
+                # One line: what is left of a longer record may follow.
+                record = msgspec.json.decode(file.readline(), type=Record)
         except (OSError, ValueError):
             return None
         return record if record.session_id == session_id else None
@@ -88,7 +91,7 @@ class Bookmarks:
         """
         bookmark = Bookmark(self._path(session_id))
         for path in self._newest_first()[MOST_SESSIONS:]:
-            path.unlink(missing_ok=True)
+            _forget(path)
         return bookmark
 
     def last_used(self) -> str | None:
@@ -107,6 +110,13 @@ class Bookmarks:
             except OSError:
                 continue
         return [path for _, path in sorted(ages, reverse=True)]
+
+
+def _forget(path: Path) -> None:
+    """Deletes a bookmark, unless its session is open: what is saved later would go nowhere."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
 
 
 def _await_writer(fd: int) -> None:

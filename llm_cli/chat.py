@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from llm_cli import exits
 from llm_cli.bookmark import Bookmarks
@@ -36,6 +36,7 @@ class Chat:
         renderer: makes a renderer that goes on in the given state.
         say: shows lines that the person asked for, whatever is on the screen.
         note: shows a line that the person did not ask for.
+        confirm: asks the person a question; whether the answer is yes.
         changed: called when `view` has changed.
         bookmarks: where what was shown is recorded.
 
@@ -58,6 +59,7 @@ class Chat:
         renderer: Callable[[str], Renderer],
         say: Callable[[str], None],
         note: Callable[[str], None],
+        confirm: Callable[[str], Awaitable[bool]],
         changed: Callable[[], None],
         bookmarks: Bookmarks,
     ) -> None:
@@ -68,6 +70,7 @@ class Chat:
         self.model_names: list[str] = []
         self.say = say
         self.note = note
+        self.confirm = confirm
         self._target = target
         self._screen = screen
         self._renderer = renderer

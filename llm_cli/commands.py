@@ -69,16 +69,21 @@ def parse(line: str) -> Call | str | None:
     """Reads a line of input.
 
     Returns:
-        The call; or a sentence on why it is none; or None when the line is a prompt, as `/etc/hosts` is one.
+        The call; or a sentence on why it is none; or None when the line is a prompt, as `/etc/hosts` is one, and
+        whatever has a space in front.
     """
-    match = _COMMAND_LINE.match(line.strip())
+    match = _COMMAND_LINE.match(line)
     if match is None:
         return None
     name = match.group(1).lower()
     if name in _BY_NAME:
         return Call(_BY_NAME[name], (match.group(2) or "").strip())
+    if not name:
+        return "a command follows the slash; /help lists them"
     close = difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.5)
-    return f"there is no /{name}; " + (f"did you mean /{close[0]}?" if close else "/help lists the commands")
+    meant = f"did you mean /{close[0]}?" if close else "/help lists the commands"
+    escape = "; with a space in front the line is a prompt" if match.group(2) else ""
+    return f"there is no /{name}; {meant}{escape}"
 
 
 def is_available(command: Command, *, is_online: bool) -> bool:

@@ -51,5 +51,7 @@ def explain(error: ClientError) -> str:
     text = clean_line(str(error))
     if isinstance(error, RequestRejectedError) and error.code == ErrorCode.NO_MODEL:
         return f"{text}; in the chat, /models lists what is there and /switch loads it"
+    if isinstance(error, RequestRejectedError) and error.code == ErrorCode.MODEL_NOT_FOUND:
+        return "there is no such model on the server; in the chat, /models lists what is there"
     hint = _HINTS.get(type(error))
     return f"{text}; {hint}" if hint else text

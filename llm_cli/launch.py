@@ -12,6 +12,8 @@ from llm_cli import exits, target
 from llm_cli.arguments import Options
 from llm_cli.bookmark import Bookmarks
 from llm_cli.scribe import scribe
+from llmws.client.requests import sampling
+from llmws.protocol.messages import Sampling
 
 
 def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
@@ -32,26 +34,36 @@ def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
     record = bookmarks.read(options.session_id) if options.session_id else None
     try:
         server = target.choose(options, record.url if record else None)
+        config = sampling(options.sampling) if options.sampling else None
+    except ValueError as error:
+        return _usage(str(error))
+    try:
         with scribe(sys.stdout.encoding) as pieces:
-            return asyncio.run(_main(options, server, prompt, pieces, is_interactive=is_interactive))
+            return asyncio.run(_main(options, server, prompt, config, pieces, is_interactive=is_interactive))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return exits.INTERRUPTED
     except BrokenPipeError:
         # Nobody reads any more; the interpreter must not complain about that when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return exits.ERROR
-    except (OSError, ValueError) as error:
-        return _usage(str(error))
 
 
-async def _main(options: Options, server: target.Target, prompt: str, pieces: socket, *, is_interactive: bool) -> int:
+async def _main(
+    options: Options,
+    server: target.Target,
+    prompt: str,
+    config: Sampling | None,
+    pieces: socket,
+    *,
+    is_interactive: bool,
+) -> int:
     if is_interactive:
         from llm_cli.repl import Repl  # noqa: PLC0415 - a one-shot answer needs no prompt_toolkit
 
-        return await Repl(options, server, scribe=pieces).run()
+        return await Repl(options, server, config, scribe=pieces).run()
     from llm_cli.oneshot import OneShot  # noqa: PLC0415
 
-    return await OneShot(options, server, prompt, scribe=pieces).run()
+    return await OneShot(options, server, prompt, config, scribe=pieces).run()
 
 
 def _usage(text: str) -> int:

@@ -20,7 +20,6 @@ from llm_cli.show import Display, JsonDisplay, Shown, TextDisplay
 from llm_cli.target import Target
 from llm_cli.view import View, notice, reduce
 from llmws.client import Client, ClientError, Connected, RequestRejectedError
-from llmws.client.requests import sampling
 from llmws.protocol import messages as m
 
 
@@ -35,10 +34,12 @@ class SessionLine(m.Message, frozen=True, kw_only=True, tag="session"):
 class OneShot:
     """A run of `llm` that ends by itself."""
 
-    def __init__(self, options: Options, target: Target, prompt: str, *, scribe: socket.socket) -> None:
+    def __init__(
+        self, options: Options, target: Target, prompt: str, config: m.Sampling | None, *, scribe: socket.socket
+    ) -> None:
         self._options = options
         self._prompt = prompt
-        self._config = sampling(options.sampling) if options.sampling else None
+        self._config = config
         self._screen = Screen(scribe, unrecorded=lambda: self._note(UNRECORDED))
         self._view = View()
         self._is_interrupted = False

@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import run_in_terminal
+from prompt_toolkit.application import get_app_or_none, run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
@@ -29,13 +29,13 @@ from llm_cli.target import Target
 from llm_cli.view import toolbar
 from llmws.client import ClientError
 from llmws.client.discovery import state_dir
-from llmws.client.requests import sampling
+from llmws.protocol.messages import Sampling
 
 
 class Repl:
     """Reads prompts and commands until the person leaves."""
 
-    def __init__(self, options: Options, target: Target, *, scribe: socket.socket) -> None:
+    def __init__(self, options: Options, target: Target, config: Sampling | None, *, scribe: socket.socket) -> None:
         self._options = options
         self._screen = Screen(scribe, unrecorded=lambda: self._note(UNRECORDED))
         self._chat = Chat(
@@ -44,12 +44,13 @@ class Repl:
             renderer=for_output,
             say=self._say,
             note=self._note,
+            confirm=self._confirm,
             changed=self._changed,
             bookmarks=Bookmarks(),
         )
         self._chat.model = options.model
         self._chat.system = options.system
-        self._chat.config = sampling(options.sampling) if options.sampling else None
+        self._chat.config = config
         self._prompt: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
@@ -75,7 +76,7 @@ class Repl:
             await self._catch_up()
         while not self._wants_to_leave and self._chat.client.failure is None:
             text = await self._read()
-            if text:
+            if text.strip():
                 await self._attend(self._act(text))
             await self._catch_up()
         return await self._leave()
@@ -86,7 +87,7 @@ class Repl:
         """The next input; empty when there is none to act on."""
         self._prompt.app.erase_when_done = False
         try:
-            text = (await self._prompt.prompt_async()).strip()
+            text = (await self._prompt.prompt_async()).strip("\n")
         except KeyboardInterrupt:
             # The Ctrl-C that was meant for an answer may come just after its end.
             if self._was_warned:
@@ -100,6 +101,14 @@ class Repl:
             return ""
         self._was_warned = False
         return text
+
+    @staticmethod
+    async def _confirm(question: str) -> bool:
+        try:
+            answer = await PromptSession[str](question).prompt_async(handle_sigint=False)
+        except (KeyboardInterrupt, EOFError):
+            return False
+        return answer.strip().lower() in ("y", "yes")
 
     async def _catch_up(self) -> None:
         if self._chat.is_behind:
@@ -160,7 +169,7 @@ class Repl:
 
     def _say(self, text: str) -> None:
         """Shows text on lines of its own: above the prompt, or between the lines of an answer."""
-        if self._prompt.app.is_running:
+        if (app := get_app_or_none()) is not None and app.is_running:
             above = asyncio.ensure_future(run_in_terminal(lambda: print(text, flush=True)))
             self._above.add(above)
             above.add_done_callback(self._above.discard)

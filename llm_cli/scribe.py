@@ -11,6 +11,7 @@ Invariant: a piece that was handed over is written and then recorded, whatever b
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -69,7 +70,12 @@ def _serve(pieces: socket.socket, encoding: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads any more; the parent sees the socket close
         for line in pieces.makefile("rb"):
             piece = msgspec.json.decode(line, type=Piece)
-            _write(1, piece.text.encode(encoding, errors="replace"))
+            try:
+                _write(1, piece.text.encode(encoding, errors="replace"))
+            except OSError as error:
+                if error.errno != errno.EPIPE:
+                    _write(2, f"llm: standard output: {os.strerror(error.errno or 0)}\n".encode())
+                return
             answer = WRITTEN if bookmarks.save(piece.record) else NOT_RECORDED
             with contextlib.suppress(OSError):
                 pieces.sendall(answer)

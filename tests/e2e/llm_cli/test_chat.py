@@ -22,7 +22,7 @@ async def test_a_question_is_typed_and_answered(server, tmp_path):
     async with Terminal(tmp_path, "--url", server.url) as terminal:
         await terminal.sees("model scripted")
         terminal.type("hi\r")
-        await terminal.sees("Hello\n")
+        await terminal.sees("10 tokens/s")
         terminal.type("\x04")
         assert await terminal.end() == 0
     assert f"to come back: llm --session {server.session().id}" in terminal.text
@@ -229,7 +229,15 @@ async def test_commands(server, tmp_path):
             ("/status", "round trip"),
             ("/history", "nothing was said"),
             ("/cancel", "nothing runs"),
-            ("/delete x", "there is no x"),
+            ("/delete x", "there is no model x"),
+            ("/delete scripted", "delete scripted (1.0 MB)? y/N"),
+            ("n", "nothing was deleted"),
+            ("/delete scripted", "delete scripted (1.0 MB)? y/N"),
+            ("y", "there is no such model on the server; in the chat, /models lists"),
+            ("/model nope", "there is no model nope"),
+            ("/config bogus=3", "there is no setting bogus"),
+            ("/config max_new_tokens=1e3", "1000"),
+            ("/history abc", "give a number"),
             ("/switch other", "the model is now other, with 64 tokens"),
             ("/session", "to come back: llm --session"),
         ]:

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 
 import pytest
 
+from llm_cli.main import MAX_INPUT_BYTES
 from llmws.protocol import messages as m
 from tests.e2e.llm_cli.terminal import command, environment, run
 from tests.integration.client.fake_server import FakeServer, prompt_of
@@ -104,6 +106,42 @@ async def test_a_refused_request_is_a_json_line_too(server, tmp_path):
     last = json.loads(out.splitlines()[-1])
     assert (status, err) == (5, "llm: no (bad_request)\n")
     assert (last["type"], last["code"]) == ("error", "bad_request")
+
+
+async def shell(state, line: str) -> tuple[int, bytes, bytes]:
+    """Runs a line of shell in which `llm` stands for the command."""
+    process = await asyncio.create_subprocess_exec(
+        "sh",
+        "-c",
+        line.replace("llm", shlex.join(command([]))),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(state),
+    )
+    async with asyncio.timeout(20):
+        out, err = await process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("redirection", "result"),
+    [
+        ("<&-", (0, b"Hello\n", b"")),
+        ("2>&-", (0, b"Hello\n", b"")),
+        (">&-", (1, b"", b"llm: standard output is closed\n")),
+        (">/dev/full", (1, b"", b"llm: standard output: No space left on device\n")),
+    ],
+)
+async def test_standard_streams_that_are_closed_or_full(server, tmp_path, redirection, result):
+    assert await shell(tmp_path, f"llm --url {server.url} hi {redirection}") == result
+
+
+async def test_input_keeps_its_indentation_and_has_a_limit(server, tmp_path):
+    await run(tmp_path, "--url", server.url, stdin=b"\n  indented\n")
+    assert prompt_of(server.of_type(m.Inference)[0]) == "  indented"
+    status, _, err = await run(tmp_path, "--url", server.url, stdin=b"x" * (MAX_INPUT_BYTES + 1))
+    assert (status, err) == (2, "llm: standard input is longer than 1048576 bytes\n")
 
 
 async def test_nothing_to_ask_is_status_2(tmp_path):

@@ -75,3 +75,27 @@ def test_a_quick_answer_imports_nothing_heavy(flag):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20)
     assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_options_may_stand_between_the_words():
+    options = parse(["what", "is", "--temperature", "0", "llmws"])
+    assert (options.prompt, options.sampling) == ("what is llmws", {"temperature": 0.0})
+
+
+def test_words_after_two_dashes_are_no_options():
+    assert parse(["--json", "--", "what", "is", "--json"]).prompt == "what is --json"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--wait", "nan"], "'nan' is not a number of seconds"),
+        (["--wait", "-1"], "'-1' is not a number of seconds"),
+        (["--port", "abc"], "'abc' is not a port"),
+        (["caf\udce9"], "the command line is not valid UTF-8"),
+    ],
+)
+def test_wrong_values_are_said_plainly(capsys, argv, message):
+    with pytest.raises(SystemExit, match="2"):
+        parse(argv)
+    assert message in capsys.readouterr().err

@@ -76,3 +76,20 @@ def test_the_oldest_are_forgotten(bookmarks, tmp_path):
     assert len(kept) == MOST_SESSIONS
     assert ONE in kept
     assert "5" not in kept
+
+
+def test_the_bookmark_of_an_open_session_is_not_forgotten(bookmarks, tmp_path):
+    bookmark = bookmarks.open(ONE)
+    os.utime(tmp_path / "sessions" / f"{ONE}.json", (0, 0))
+    for n in range(MOST_SESSIONS):
+        (tmp_path / "sessions" / f"{n}.json").touch()
+    bookmarks.open(TWO).close()
+    bookmark.save(record(ONE, last_seq=7))
+    assert bookmarks.read(ONE) == record(ONE, last_seq=7)
+
+
+def test_a_record_after_a_longer_one_is_read(bookmarks):
+    bookmark = bookmarks.open(ONE)
+    bookmark.save(Record(session_id=ONE, url="ws://h/" + "x" * RECORD_BYTES))
+    bookmark.save(record(ONE, last_seq=2))
+    assert bookmarks.read(ONE) == record(ONE, last_seq=2)

@@ -23,7 +23,7 @@ def test_settings_are_the_sampling_parameters():
     ("line", "name", "argument"),
     [
         ("/help", "help", ""),
-        ("  /HELP  ", "help", ""),
+        ("/HELP  ", "help", ""),
         ("/switch  llama ", "switch", "llama"),
         ("/system be brief\nand kind", "system", "be brief\nand kind"),
         ("/config a=1  b=2", "config", "a=1  b=2"),
@@ -35,7 +35,9 @@ def test_calls(line, name, argument):
     assert (call.command.name, call.argument) == (name, argument)
 
 
-@pytest.mark.parametrize("line", ["hello", "/etc/hosts is what?", "what is /help?", "/2 + 2", "3 /help"])
+@pytest.mark.parametrize(
+    "line", ["hello", "/etc/hosts is what?", "what is /help?", "/2 + 2", "3 /help", " /help", " /usr is what?"]
+)
 def test_prompts_are_not_calls(line):
     assert parse(line) is None
 
@@ -45,7 +47,8 @@ def test_prompts_are_not_calls(line):
     [
         ("/modles", "there is no /modles; did you mean /models?"),
         ("/zzz", "there is no /zzz; /help lists the commands"),
-        ("/", "there is no /; /help lists the commands"),
+        ("/qqq is what?", "there is no /qqq; /help lists the commands; with a space in front the line is a prompt"),
+        ("/", "a command follows the slash; /help lists them"),
     ],
 )
 def test_what_is_no_command_is_said(line, answer):

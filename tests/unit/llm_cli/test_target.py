@@ -26,14 +26,16 @@ def local(tmp_path, monkeypatch):
     ("argv", "remembered", "target"),
     [
         ([], None, Target("ws://127.0.0.1:9000/v1/ws", "mine")),
-        (["--port", "9000"], None, Target("ws://127.0.0.1:9000", "mine")),
-        (["--url", "http://localhost:9000"], None, Target("http://localhost:9000", "mine")),
-        (["--url", "localhost:9000"], None, Target("localhost:9000", "mine")),
-        (["--port", "9000", "--token", "other"], None, Target("ws://127.0.0.1:9000", "other")),
-        (["--port", "9001"], None, Target("ws://127.0.0.1:9001", None)),
-        (["--host", "::1"], None, Target("ws://[::1]:8765", None)),
+        (["--port", "9000"], None, Target("ws://127.0.0.1:9000/v1/ws", "mine")),
+        (["--url", "http://localhost:9000"], None, Target("ws://localhost:9000/v1/ws", "mine")),
+        (["--url", "localhost:9000"], None, Target("ws://localhost:9000/v1/ws", "mine")),
+        (["--port", "9000", "--token", "other"], None, Target("ws://127.0.0.1:9000/v1/ws", "other")),
+        (["--port", "9001"], None, Target("ws://127.0.0.1:9001/v1/ws", None)),
+        (["--host", "::1"], None, Target("ws://[::1]:8765/v1/ws", None)),
+        ([], "ws://127.0.0.1:9001/v1/ws", Target("ws://127.0.0.1:9000/v1/ws", "mine")),
+        ([], "ws://localhost:9000/v1/ws", Target("ws://localhost:9000/v1/ws", "mine")),
         ([], "wss://far:9000/v1/ws", Target("wss://far:9000/v1/ws", None)),
-        (["--url", "wss://far:9000"], None, Target("wss://far:9000", None)),
+        (["--url", "wss://far:9000"], None, Target("wss://far:9000/v1/ws", None)),
     ],
 )
 def test_the_token_goes_only_to_the_server_it_belongs_to(local, argv, remembered, target):
@@ -42,9 +44,29 @@ def test_the_token_goes_only_to_the_server_it_belongs_to(local, argv, remembered
 
 def test_without_a_server_it_is_the_default_port(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert choose(parse([]), None) == Target("ws://127.0.0.1:8765", None)
+    assert choose(parse([]), None) == Target("ws://127.0.0.1:8765/v1/ws", None)
 
 
 def test_the_token_file_is_read(local, tmp_path):
     (tmp_path / "t").write_text("given\n")
     assert choose(parse(["--token-file", str(tmp_path / "t")]), None).token == "given"
+
+
+def test_a_remembered_server_is_kept_while_none_runs_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert choose(parse([]), "ws://127.0.0.1:9001/v1/ws").url == "ws://127.0.0.1:9001/v1/ws"
+
+
+def test_a_token_file_that_cannot_be_read_is_said_plainly(local, tmp_path):
+    path = tmp_path / "t"
+    with pytest.raises(ValueError, match=f"^{path}: No such file or directory$"):
+        choose(parse(["--token-file", str(path)]), None)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="it is not text"):
+        choose(parse(["--token-file", str(path)]), None)
+
+
+@pytest.mark.parametrize("argv", [["--url", "http://localhost:abc"], ["--url", "a..b"], ["--host", "foo bar"]])
+def test_what_is_no_address_is_said(local, argv):
+    with pytest.raises(ValueError, match="is not the address of a server"):
+        choose(parse(argv), None)
