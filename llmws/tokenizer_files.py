@@ -102,7 +102,7 @@ def _from_json(path: Path) -> Tokenizer:
     content = read(path, MAX_TOKENIZER_BYTES)
     try:
         tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # noqa: BLE001 - the library raises plain Exception
+    except BaseException as error:  # noqa: BLE001 - the library raises plain Exception, and panics with less than that
         raise broken(path, str(error)) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()

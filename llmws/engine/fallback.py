@@ -231,7 +231,11 @@ class FallbackRunner:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Runner.decode`."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        try:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        except BaseException as error:  # noqa: BLE001 - a panic of the tokenizers library is not even an Exception
+            log.error("decoding failed: %s", type(error).__name__)
+            raise ModelInvalidError("the model's tokenizer failed on this answer") from None
 
     def has_room(self, request: GenerationRequest) -> bool:
         """See `Runner.has_room`."""

@@ -42,6 +42,9 @@ MAX_CPU_S: Final = 10.0
 MAX_INT_BITS: Final = 4096
 """Widest integer that `*` and `**` may make; `9**999999999` takes minutes and all memory."""
 
+MAX_INDENT: Final = 16
+"""Spaces that `tojson` may put before each of its lines; with many lines more would be a minute and gigabytes."""
+
 _MAX_MESSAGE_CHARS: Final = 300
 
 
@@ -299,4 +302,6 @@ def _to_json(
     sort_keys: bool = False,  # noqa: FBT001, FBT002 - likewise
 ) -> str:
     """JSON as transformers writes it: the filter that jinja2 brings escapes HTML."""
+    if indent is not None and not 0 <= indent <= MAX_INDENT:
+        raise ValueError(f"tojson indents by {MAX_INDENT} at most")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

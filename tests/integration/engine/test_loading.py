@@ -17,7 +17,7 @@ from llmws.engine import loading, memory
 from llmws.engine.loading import FallbackLoader
 from llmws.engine.local import LocalEngine
 from llmws.engine_api import GenerationRequest, ModelFailed, ModelLoaded, ModelProgress
-from llmws.errors import LlmwsError, ModelOutOfMemoryError
+from llmws.errors import LlmwsError, ModelInvalidError, ModelOutOfMemoryError
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
 from tests.contract.engine.listening import Listener
@@ -202,6 +202,23 @@ def test_tokens_that_the_tokenizers_configuration_adds_are_decoded(copy, loader)
 
     assert runner.decode([call, end]) == "<call>"
     assert runner.eos_ids == {EOS, end}
+
+
+def test_a_panic_of_the_tokenizer_is_an_error_like_any_other(copy, loader):
+    """The library's panics are not even an Exception; unseen, one would end the engine's thread."""
+
+    class Panic(BaseException):
+        pass
+
+    class Panicking:
+        def decode(self, ids, skip_special_tokens):
+            raise Panic
+
+    runner = loader.load(copy, progress=lambda read, total: None, reclaimable_bytes=0)
+    runner._tokenizer = Panicking()
+
+    with pytest.raises(ModelInvalidError, match="the model's tokenizer failed on this answer"):
+        runner.decode([5])
 
 
 @pytest.mark.parametrize("eos", [[EOS, None], "x", [[1]], [True], None])

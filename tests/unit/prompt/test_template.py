@@ -88,6 +88,7 @@ def test_a_template_that_is_broken_fails_as_the_model_s_fault(source: str) -> No
         "{{ 'x' * 10 ** 10 }}",
         "{{ ([1] * 10 ** 10) | length }}",
         "{{ 10 ** 10 * 'x' }}",
+        "{{ range(100000) | list | tojson(indent=100000) | length }}",
         "{{ 5 in ([1] | slice(20000000)) }}",
         "{{ range(1000) | map('center', 90000) | join | length }}",
         "{{ ('<!---->' * 100000) | striptags | length }}",
