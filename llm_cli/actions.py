@@ -6,6 +6,7 @@ Knows the client and the chat, no keyboard. Invariant: every command of the tabl
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
@@ -44,7 +45,7 @@ async def run(chat: Chat, call: Call) -> None:
 
 
 async def _help(chat: Chat, _argument: str) -> None:
-    chat.say(commands.help_text(is_online=chat.is_online))
+    chat.say(commands.help_text(is_online=chat.is_online, columns=shutil.get_terminal_size().columns))
 
 
 async def _model(chat: Chat, argument: str) -> None:

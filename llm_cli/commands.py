@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -110,8 +111,8 @@ def complete(text: str, *, is_online: bool, models: Sequence[str], settings: Seq
     return [(word, "") for word in words if word.startswith(last)]
 
 
-def help_text(*, is_online: bool) -> str:
-    """The table for a person; what is not available now is marked."""
+def help_text(*, is_online: bool, columns: int = 80) -> str:
+    """The table for a person, at most so wide; what is not available now is marked."""
     rows = [
         (
             f"/{c.name} {c.arguments}".rstrip(),
@@ -120,4 +121,7 @@ def help_text(*, is_online: bool) -> str:
         for c in COMMANDS
     ] + [("", ""), *KEYS]
     width = max(len(left) for left, _ in rows) + 2
-    return "\n".join(f"{left:<{width}}{right}".rstrip() for left, right in rows)
+    return "\n".join(
+        textwrap.fill(right, columns, initial_indent=f"{left:<{width}}", subsequent_indent=" " * width)
+        for left, right in rows
+    )

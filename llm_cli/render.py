@@ -8,6 +8,7 @@ of the answer, and what is copied from the terminal is the answer.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from typing import Final, Protocol
 
@@ -54,6 +55,13 @@ def wants_colour(environ: Mapping[str, str] = os.environ, *, fd: int = 1) -> boo
 def for_output(state: str = "") -> Renderer:
     """The renderer that suits standard output, going on in the given state."""
     return Markdown(state) if wants_colour() else Plain()
+
+
+def wrap(text: str, columns: int) -> str:
+    """The text in lines of at most so many columns, where its words allow."""
+    return "\n".join(
+        textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
+    )
 
 
 def dim(text: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ from llm_cli.arguments import Options
 from llm_cli.bookmark import Bookmarks
 from llm_cli.chat import Chat
 from llm_cli.interrupts import on_interrupt
-from llm_cli.render import dim, for_output
+from llm_cli.render import dim, for_output, wrap
 from llm_cli.screen import UNRECORDED, Screen
 from llm_cli.target import Target
 from llm_cli.view import toolbar
@@ -165,7 +166,7 @@ class Repl:
     # --- the screen ------------------------------------------------------------------------------------------------
 
     def _note(self, text: str) -> None:
-        self._say(dim(text))
+        self._say(dim(wrap(text, shutil.get_terminal_size().columns)))
 
     def _say(self, text: str) -> None:
         """Shows text on lines of its own: above the prompt, or between the lines of an answer."""

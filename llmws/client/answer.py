@@ -29,7 +29,7 @@ class Completion(m.Value, frozen=True, kw_only=True):
 
     Attributes:
         text: the answer; only its rest when `is_whole` is false.
-        node_id: the server that answered.
+        node_id: the server that the client was connected to at the end; after a restart elsewhere, not the first one.
         model: the model's name.
         tokens_generated: completion tokens, those of the end included.
         is_whole: false when the client attached in the middle, from a saved position.

@@ -36,10 +36,10 @@ def command(arguments: Sequence[str]) -> list[str]:
 
 
 class Terminal:
-    """`llm` on a terminal: what is typed, what is seen."""
+    """`llm`, or a program that runs it, on a terminal: what is typed, what is seen."""
 
-    def __init__(self, state: Path, *arguments: str, **environ: str) -> None:
-        self._command = command(arguments)
+    def __init__(self, state: Path, *arguments: str, program: Sequence[str] = (), **environ: str) -> None:
+        self._command = program or command(arguments)
         self._environ = environment(state, **environ)
         self.raw = b""
         self.returncode: int | None = None

@@ -10,7 +10,7 @@ import pytest
 
 from llm_cli.main import MAX_INPUT_BYTES
 from llmws.protocol import messages as m
-from tests.e2e.llm_cli.terminal import command, environment, run
+from tests.e2e.llm_cli.terminal import Terminal, command, environment, run
 from tests.integration.client.fake_server import FakeServer, prompt_of
 
 HOSTILE = ("red \x1b[31m", "bell\x07 ", "title \x9d0;x\x9c", "\u202edrow", "\rover\r\n", "tab\tend")
@@ -142,6 +142,13 @@ async def test_input_keeps_its_indentation_and_has_a_limit(server, tmp_path):
     assert prompt_of(server.of_type(m.Inference)[0]) == "  indented"
     status, _, err = await run(tmp_path, "--url", server.url, stdin=b"x" * (MAX_INPUT_BYTES + 1))
     assert (status, err) == (2, "llm: standard input is longer than 1048576 bytes\n")
+
+
+async def test_a_person_is_told_that_standard_input_is_waited_for(server, tmp_path):
+    """On a terminal that shows errors, while another program that says nothing is in the pipe."""
+    script = "sleep 30 | " + shlex.join(command(["--url", server.url, "hi"]))
+    async with Terminal(tmp_path, program=["sh", "-c", script]) as terminal:
+        await terminal.sees("llm: waiting for standard input")
 
 
 async def test_nothing_to_ask_is_status_2(tmp_path):

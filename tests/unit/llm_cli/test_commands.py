@@ -73,7 +73,13 @@ def test_arguments_are_completed():
 
 
 def test_help_names_every_command_and_what_is_missing():
-    lines = help_text(is_online=False).splitlines()
+    lines = help_text(is_online=False, columns=200).splitlines()
     assert [line.split()[0] for line in lines[: len(COMMANDS)]] == [f"/{command.name}" for command in COMMANDS]
     assert [line.endswith("(not connected)") for line in lines[: len(COMMANDS)]] == [c.needs_server for c in COMMANDS]
     assert "not connected" not in help_text(is_online=True)
+
+
+def test_help_fits_a_narrow_terminal():
+    lines = help_text(is_online=False, columns=40).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert len(lines) > len(COMMANDS)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cli.render import Markdown, Plain, clean, clean_line, wants_colour
+from llm_cli.render import Markdown, Plain, clean, clean_line, wants_colour, wrap
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -134,3 +134,7 @@ def test_another_renderer_goes_on_after_a_whole_line(text):
 def test_no_colour_without_a_terminal(tmp_path):
     with (tmp_path / "f").open("wb") as file:
         assert not wants_colour({}, fd=file.fileno())
+
+
+def test_notes_are_wrapped_between_words():
+    assert wrap("one two three-four\nfive", 8) == "one two\nthree-four\nfive"
