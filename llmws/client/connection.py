@@ -227,7 +227,7 @@ class Connection:
                 await self._flush(link)
         except LostError:
             return  # whoever receives is told why
-        except BaseException:
+        except Exception:
             link.abort()  # on a connection that nobody writes to, everyone would wait for ever
             raise
 

@@ -74,7 +74,7 @@ class Terminal:
         return _ESCAPES.sub("", self.raw.decode(errors="replace"))
 
     def type(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
+        os.write(self._master, keys.encode(errors="surrogateescape"))
 
     async def sees(self, text: str, *, times: int = 1) -> None:
         """Waits until the text was printed."""

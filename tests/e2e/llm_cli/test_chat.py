@@ -144,6 +144,19 @@ async def test_a_question_that_waits_for_the_server_comes_after_the_missed_answe
     assert terminal.text.index(WORDS[-1]) < terminal.text.index("Hello\n")
 
 
+async def test_what_is_being_typed_is_kept_when_the_server_comes_back(server, tmp_path):
+    session_id = await missed(server, tmp_path)
+    async with Terminal(tmp_path, "--session", session_id) as terminal:
+        await terminal.sees("not connected: Connection refused")
+        terminal.type("h")
+        await server.start()
+        await terminal.sees("model scripted")
+        terminal.type("i\r")
+        await terminal.sees("Hello\n")
+    assert terminal.text.index(WORDS[-1]) < terminal.text.index("Hello\n")
+    assert prompt_of(server.of_type(m.Inference)[-1]) == "hi"
+
+
 async def test_ctrl_c_takes_back_a_question_that_waits_for_the_server(server, tmp_path):
     await server.stop()
     async with Terminal(tmp_path, "--url", server.url) as terminal:
@@ -253,6 +266,15 @@ async def test_commands(server, tmp_path):
         assert await terminal.end() == 0
     assert server.of_type(m.Inference)[0].prompt == m.Prompt(user="hi", system="be brief")
     assert len(server.sessions) == 2
+
+
+async def test_keys_that_are_not_utf_8_are_refused_and_the_chat_goes_on(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type("/switch caf\udce9x\r")
+        await terminal.sees("the text is not valid Unicode")
+        terminal.type("hi\r")
+        await terminal.sees("Hello\n")
 
 
 async def test_tab_completes_commands(server, tmp_path):

@@ -63,6 +63,7 @@ class FakeServer:
         fail_with: requests end in this error code after their tokens.
         reject_with: requests are refused with this error.
         received: every message that came, oldest first.
+        close_codes: what attached connections ended with, oldest first.
     """
 
     def __init__(self, answers: dict[str, tuple[str, ...]] | None = None) -> None:
@@ -84,6 +85,7 @@ class FakeServer:
         self.sessions: dict[str, FakeSession] = {}
         self.epoch = 1
         self.connections = 0
+        self.close_codes: list[int | None] = []
         self._released = asyncio.Semaphore(0)
         self._server: Server | None = None
         self._port = 0
@@ -209,6 +211,7 @@ class FakeServer:
                     await self._receive(session, attached, message)
         finally:
             pump.cancel()
+            self.close_codes.append(socket.close_code)
             if session.owner is attached:
                 session.owner = None
 

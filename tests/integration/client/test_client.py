@@ -556,6 +556,12 @@ async def test_a_proxy_that_cannot_be_used_is_said(monkeypatch, proxy):
         await Client("https://llm.invalid").open()
 
 
+async def test_leaving_closes_the_connection_in_the_normal_way(server):
+    async with client(server) as c:
+        await c.status()
+    await eventually(lambda: server.close_codes == [1000])
+
+
 async def test_a_closed_client_says_so(server):
     async with client(server) as c:
         pass
