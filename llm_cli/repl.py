@@ -112,7 +112,7 @@ class Repl:
         return answer.strip().lower() in ("y", "yes")
 
     async def _catch_up(self) -> None:
-        if self._chat.is_behind:
+        if self._chat.is_behind and not self._wants_to_leave:
             await self._attend(self._chat.conversation.catch_up())
 
     async def _act(self, text: str) -> None:
