@@ -1,5 +1,6 @@
 """The pure estimates against what the caches of transformers hold."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -101,6 +102,20 @@ def test_without_a_cache_nothing_is_held_and_all_is_worked_with():
 
     assert footprint.cache_bytes(100) == 0
     assert footprint.workspace_bytes(200) > 1.9 * footprint.workspace_bytes(100)
+
+
+def test_memory_that_runs_out_while_a_model_is_tried_is_no_inability():
+    """Else a crowded device would make a model go on without its cache, for as long as it is loaded."""
+    network = tiny_models.network("llama")
+    forwards = itertools.count()
+
+    def run_out(*_):
+        if next(forwards) > 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network.register_forward_pre_hook(run_out)
+    with pytest.raises(ModelOutOfMemoryError, match="not enough memory for trying the model out"):
+        find_increments(network, tiny_models.VOCABULARY)
 
 
 # --- placement -------------------------------------------------------------------------------------------------------
