@@ -54,6 +54,7 @@ def test_what_is_no_address_is_refused(address):
         (4400, ProtocolError),
         (4401, UnauthorizedError),
         (4403, ForbiddenError),
+        (4408, ProtocolError),
         (4409, TakenOverError),
         (4426, ProtocolError),
         (4499, ProtocolError),
