@@ -61,7 +61,7 @@ class ModelInfo(Value, frozen=True, kw_only=True):
     Attributes:
         digest: hex SHA-256 that names weights and configuration; a generation is continued only by the same one.
         tokenizer_digest: hex SHA-256 over tokenizer and chat template.
-        engine: engine and sampler version, e.g. `fallback/1`; with device and dtype it decides whether a continuation
+        engine: engine and sampler version, e.g. `fallback/2`; with device and dtype it decides whether a continuation
             is exact.
         device: `cpu` or e.g. `cuda:0`.
         dtype: e.g. `float32`.
