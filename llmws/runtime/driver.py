@@ -49,8 +49,8 @@ _log = logging.getLogger(__name__)
 class Sink(Protocol):
     """The way out to one connection. Every method may be called after the socket is gone and then does nothing."""
 
-    def try_send(self, frame: bytes) -> None:
-        """Sends one text frame now, without waiting; `frame` is UTF-8 JSON."""
+    def try_send(self, *frames: bytes) -> None:
+        """Sends text frames now, without waiting; each is UTF-8 JSON."""
 
     @property
     def congested(self) -> bool:
@@ -275,8 +275,7 @@ class Driver:
         sink = self._sinks.get(command.connection)
         if sink is None:
             return
-        for frame in command.frames:
-            sink.try_send(frame)
+        sink.try_send(*command.frames)
         if sink.congested and command.connection not in self._congested:
             self._congested.add(command.connection)
             # Ahead of everything queued: whatever comes next must not be pushed into the full buffer.

@@ -16,7 +16,7 @@ from typing import Final, assert_never
 from uvicorn.server import ServerState
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
-from websockets.protocol import State
+from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
 from llmws.protocol import CloseCode
@@ -86,10 +86,11 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # --- Sink ------------------------------------------------------------------------------------------------------
 
-    def try_send(self, frame: bytes) -> None:
-        """Sends one text frame now; does nothing once the connection is closing."""
+    def try_send(self, *frames: bytes) -> None:
+        """Sends text frames now, in one write; does nothing once the connection is closing."""
         if self.wire.state is State.OPEN and not self._transport.is_closing():
-            self.wire.send_text(frame)
+            for frame in frames:
+                self.wire.send_text(frame)
             self._flush()
 
     @property
@@ -258,11 +259,11 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _flush(self) -> None:
         """Writes what the framing has to say, and ends the connection when it says so."""
-        for data in self.wire.data_to_send():
-            if data:
-                self._write(data)
-            else:
-                self._end()
+        pieces = self.wire.data_to_send()
+        if any(pieces):
+            self._write(b"".join(pieces))
+        if SEND_EOF in pieces:
+            self._end()
         if self.wire.close_expected() and not self._closing:
             self._closing = True
             self._transport.resume_reading()
