@@ -211,7 +211,10 @@ class Driver:
     def post(self, event: e.HubEvent) -> None:
         """Queues an event. Call it on the loop's thread."""
         self._inbox.append(event)
-        if not self._is_scheduled:
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._inbox and not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._work)
 
@@ -223,9 +226,7 @@ class Driver:
             self._handle(*(self._inbox.popleft() for _ in range(min(_SLICE, len(self._inbox)))))
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process: see the module's docstring
             self._fault.set_exception(error)
-        if self._inbox and not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_soon(self._work)
+        self._schedule()
 
     def _handle(self, *events: e.HubEvent) -> None:
         for command in self._hub.handle(*events):
@@ -280,9 +281,7 @@ class Driver:
             self._congested.add(command.connection)
             # Ahead of everything queued: whatever comes next must not be pushed into the full buffer.
             self._inbox.appendleft(e.Congested(command.connection))
-            if not self._is_scheduled:
-                self._is_scheduled = True
-                self._loop.call_soon(self._work)
+            self._schedule()
 
     def _disconnect(self, command: e.Disconnect) -> None:
         if sink := self._sinks.get(command.connection):
