@@ -84,7 +84,12 @@ class PathsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class LimitsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits. `max_context` and `max_running` 0: what memory allows."""
+    """Limits. `max_context` and `max_running` 0: what memory allows.
+
+    A session with more than `max_unacknowledged_bytes` or `_events` generates nothing until its client has acknowledged
+    half; a request that is kept waiting by that for `max_pause_s` ends in `buffer_full`. `max_sessions` counts the live
+    ones of a principal, `requests_per_minute` its requests.
+    """
 
     max_message_bytes: Annotated[int, Meta(ge=1024, le=64 * 2**20)] = 2**20
     max_queue: Annotated[int, Meta(ge=1, le=1024)] = 16
@@ -93,6 +98,11 @@ class LimitsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_connections: Annotated[int, Meta(ge=1, le=65536)] = 4096
     max_unauthenticated: Annotated[int, Meta(ge=1, le=65536)] = 256
     max_observers: Annotated[int, Meta(ge=0, le=64)] = 8
+    max_sessions: Annotated[int, Meta(ge=1, le=65536)] = 64
+    max_unacknowledged_bytes: Annotated[int, Meta(ge=65536, le=2**40)] = 16 * 2**20
+    max_unacknowledged_events: Annotated[int, Meta(ge=16, le=2**31)] = 65_536
+    max_pause_s: Annotated[float, Meta(ge=1, le=31_536_000)] = 3600.0
+    requests_per_minute: Annotated[int, Meta(ge=1, le=1_000_000)] = 600
 
 
 class AuthSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,10 +112,23 @@ class AuthSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class StorageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The session log. `key_file` None: `keys/master.key` in the state folder."""
+    """The session log. `key_file` None: `keys/master.key` in the state folder.
 
-    durability: Literal["os"] = "os"
+    `durability`: an event is sent once it survives the server's death (`os`), or a loss of power too (`disk`).
+    """
+
+    durability: Literal["os", "disk"] = "os"
     key_file: str | None = None
+
+
+class SessionsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a session is kept once its last client has left, counted in the server's uptime.
+
+    After `ttl_s` what is not acknowledged is dropped; the conversation stays for `conversation_ttl_d` days, 0: for ever.
+    """
+
+    ttl_s: Annotated[float, Meta(ge=60, le=3_153_600_000)] = 86_400.0
+    conversation_ttl_d: Annotated[float, Meta(ge=0, le=36_500)] = 0.0
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,6 +142,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: LimitsSection = LimitsSection()
     auth: AuthSection = AuthSection()
     storage: StorageSection = StorageSection()
+    sessions: SessionsSection = SessionsSection()
 
 
 def to_json(config: Config) -> str:

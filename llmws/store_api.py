@@ -56,6 +56,10 @@ class SessionMeta(Value, frozen=True, kw_only=True):
         last_seq: of the newest event appended, 0 before any.
         floor: events up to here are acknowledged.
         finished: the newest 4,096 finished requests, oldest first.
+        title: what the session is called; it can come from a prompt, so the store seals it.
+        messages: how many messages its conversation has.
+        idle_since_s: when its last client left, in seconds of the server's uptime over all its starts.
+        archived: whether it has left the live sessions: only its conversation counts.
     """
 
     owner: str
@@ -64,6 +68,10 @@ class SessionMeta(Value, frozen=True, kw_only=True):
     last_seq: int = 0
     floor: int = 0
     finished: tuple[Finished, ...] = ()
+    title: str | None = None
+    messages: int = 0
+    idle_since_s: float = 0.0
+    archived: bool = False
 
 
 # --- operations ----------------------------------------------------------------------------------------------------
@@ -114,6 +122,24 @@ class DropBuffer(Value, frozen=True, kw_only=True):
     meta: SessionMeta
 
 
+class Compact(Value, frozen=True, kw_only=True):
+    """Drops the records of the buffer log below `first_n`, in meta first. Answered by `Compacted`.
+
+    Record `first_n` was appended before. The session stays open, in the same epoch; reads beyond go on.
+    """
+
+    session_id: str
+    first_n: int
+    meta: SessionMeta
+
+
+class Keep(Value, frozen=True, kw_only=True):
+    """Writes meta, for what the logs do not tell. No answer."""
+
+    session_id: str
+    meta: SessionMeta
+
+
 class Close(Value, frozen=True, kw_only=True):
     """Writes meta, syncs and closes the files. No answer; a later `Open` is a new epoch."""
 
@@ -122,12 +148,16 @@ class Close(Value, frozen=True, kw_only=True):
 
 
 class Delete(Value, frozen=True, kw_only=True):
-    """Deletes the session for good: tombstone first, then the files. Answered by `Deleted`; the id stays unknown."""
+    """Deletes the session for good: tombstone first, then the files. Answered by `Deleted`; the id stays unknown.
+
+    Without `keep_tombstone` the tombstone goes last: nothing is left, not even the id. For what ran out by itself.
+    """
 
     session_id: str
+    keep_tombstone: bool = True
 
 
-StoreOp = Create | Open | Append | Read | DropBuffer | Close | Delete
+StoreOp = Create | Open | Append | Read | DropBuffer | Compact | Keep | Close | Delete
 
 # --- answers -------------------------------------------------------------------------------------------------------
 
@@ -195,6 +225,20 @@ class Dropped(Value, frozen=True, kw_only=True):
     session_id: str
 
 
+class Compacted(Value, frozen=True, kw_only=True):
+    """`buffer.jsonl` begins with record `first_n`."""
+
+    session_id: str
+    first_n: int
+
+
+class Surveyed(Value, frozen=True, kw_only=True):
+    """Some of the sessions that the store keeps, as (id, meta without `finished`); the last answer says so."""
+
+    sessions: tuple[tuple[str, SessionMeta], ...]
+    is_last: bool
+
+
 class Deleted(Value, frozen=True, kw_only=True):
     """The session is gone, also after a loss of power."""
 
@@ -208,7 +252,7 @@ class Failed(Value, frozen=True, kw_only=True):
     message: str
 
 
-StoreEvent = Created | Opened | Unknown | Flushed | ReadResult | Dropped | Deleted | Failed
+StoreEvent = Created | Opened | Unknown | Flushed | ReadResult | Dropped | Compacted | Surveyed | Deleted | Failed
 
 
 class SessionStore(Protocol):
@@ -220,8 +264,11 @@ class SessionStore(Protocol):
     def unfinished(self) -> list[str]:
         """Ids of the sessions that have a `buffer.jsonl`, newest first. Touches files: call it before serving."""
 
-    def submit(self, op: StoreOp) -> None:
-        """Queues an operation."""
+    def survey(self) -> None:
+        """Looks through all sessions, beside the operations; answered by one or more `Surveyed`."""
+
+    def submit(self, *ops: StoreOp) -> None:
+        """Queues operations. Those that come in one call cost one wake-up."""
 
     def take(self) -> list[StoreEvent]:
         """Takes the answers that have come, oldest first."""

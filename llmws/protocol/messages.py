@@ -416,7 +416,7 @@ class SessionEntry(Value, frozen=True, kw_only=True):
         title: what it is called.
         created: Unix time, in seconds.
         last_activity: Unix time, in seconds.
-        state: whether a client is attached.
+        state: whether a client is attached; `archived`: only its conversation is kept.
         messages: how many messages its conversation has.
     """
 
@@ -424,7 +424,7 @@ class SessionEntry(Value, frozen=True, kw_only=True):
     title: str | None
     created: float
     last_activity: float
-    state: Literal["attached", "detached"]
+    state: Literal["attached", "detached", "archived"]
     messages: int
 
 
@@ -462,7 +462,8 @@ class Inference(Message, frozen=True, kw_only=True):
         prompt: the next turn of the session's own conversation; a string is the user's text.
         messages: the whole context, oldest first; the conversation is left alone.
         input_ids: the whole context as token ids.
-        parent_id: not part of this version: `bad_request`.
+        parent_id: the message of the conversation that the prompt follows; empty: none, a new beginning; absent: the
+            newest. Without a prompt: the question to answer once more.
         config: sampling for this request.
         on_disconnect: whether the request is cancelled when its connection is lost.
         ttl_s: how long a generation that nobody is attached to goes on.
@@ -613,27 +614,27 @@ class ListPeers(Message, frozen=True, kw_only=True):
 
 
 class UpdateSession(Message, frozen=True, kw_only=True):
-    """Changes what the session is called. Not served in this version.
+    """Changes what the session is called.
 
     Attributes:
-        title: for people, in lists.
+        title: for people, in lists; absent: none, lists then show how the conversation begins.
     """
 
     title: Label | None = None
 
 
 class Import(Message, frozen=True, kw_only=True):
-    """Puts messages into the session's conversation. Not served in this version.
+    """Adds messages to the session's conversation, as a branch of its own.
 
     Attributes:
-        messages: oldest first.
+        messages: oldest first; a system message first sets the session's system prompt.
     """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=4096)]
 
 
 class ListSessions(Message, frozen=True, kw_only=True):
-    """Asks for one's own sessions. Not served in this version."""
+    """Asks for one's own sessions."""
 
 
 ClientMessage = (
@@ -690,7 +691,7 @@ class Welcome(Message, frozen=True, kw_only=True):
         resources: where it runs.
         limits: what the server takes.
         heartbeat: how often it pings.
-        durability: `os`: events survive a killed server; `disk` (not in this version): a power cut too.
+        durability: `os`: events survive a killed server; `disk`: a power cut too.
         server: who answers.
     """
 
@@ -812,8 +813,8 @@ class Log(Event, frozen=True, kw_only=True):
         message: for a person.
         request_id: the request, where there is one.
         head_seq: of `caught_up`: the newest event that was replayed.
-        from_index: of `resumed_after_restart`: index of the next token.
-        exact: of `resumed_after_restart`: false when the rest may differ from what would have come.
+        from_index: of `resumed_after_restart` and `continued`: index of the next token.
+        exact: of the same: false when the rest may differ from what would have come.
         bytes: of `loading`: read so far.
         total_bytes: of `loading`: to read.
     """
@@ -849,7 +850,7 @@ class Queue(Message, frozen=True, kw_only=True):
 
     Attributes:
         request_id: the request.
-        position: how many of the session's requests go before it.
+        position: how many requests go before it: of the session, and of other sessions while it is next in its own.
         eta_ms: a guess at when its turn comes.
     """
 
@@ -1005,7 +1006,7 @@ class Peers(Message, frozen=True, kw_only=True):
 
 
 class SessionUpdated(Message, frozen=True, kw_only=True):
-    """Answers `update_session` and `import`. Not sent in this version.
+    """Answers `update_session` and `import`.
 
     Attributes:
         session_id: the session.
@@ -1017,7 +1018,7 @@ class SessionUpdated(Message, frozen=True, kw_only=True):
 
 
 class Sessions(Message, frozen=True, kw_only=True):
-    """One's own sessions. Not sent in this version.
+    """One's own sessions, the newest 1,000.
 
     Attributes:
         sessions: the most recently used first.

@@ -82,7 +82,7 @@ def test_what_is_written_is_read_back(path: Path) -> None:
         ({"optimization": {"device": "cuda:"}}, "optimization.device: expected `str` matching regex"),
         ({"optimization": {"memory_utilization": 0}}, "optimization.memory_utilization: expected `float` > 0.0"),
         ({"generation_defaults": {"temperature": -1}}, "generation_defaults.temperature: expected `float` >= 0.0"),
-        ({"storage": {"durability": "disk"}}, "storage.durability: invalid enum value 'disk'"),
+        ({"storage": {"durability": "tape"}}, "storage.durability: invalid enum value 'tape'"),
         ([], "expected `object`, got `array`"),
         ("", "not valid JSON (Input data was truncated); delete it to get the defaults back"),
         ('{"server": {"port": NaN}}', "not valid JSON ("),
