@@ -124,7 +124,7 @@ class StorageSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 class SessionsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a session is kept once its last client has left, counted in the server's uptime.
 
-    After `ttl_s` what is not acknowledged is dropped; the conversation stays for `conversation_ttl_d` days, 0: for ever.
+    After `ttl_s` what is not acknowledged is dropped. The conversation stays for `conversation_ttl_d` days, 0: ever.
     """
 
     ttl_s: Annotated[float, Meta(ge=60, le=3_153_600_000)] = 86_400.0
