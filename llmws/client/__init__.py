@@ -11,7 +11,7 @@ async with Client("http://127.0.0.1:8765", token) as client:
 from llmws.client.answer import AnswerEvent, Completion, Reset
 from llmws.client.backoff import Backoff
 from llmws.client.client import Client
-from llmws.client.connection import Connected, Disconnected, Notice
+from llmws.client.connection import Collectable, Connected, Disconnected, Notice
 from llmws.client.discovery import LocalServer, local_server, local_servers
 from llmws.client.errors import (
     ClientError,
@@ -29,6 +29,7 @@ from llmws.client.errors import (
     WithdrawnError,
 )
 from llmws.client.generation import Generation
+from llmws.client.tree import branch, question
 from llmws.protocol.messages import Done, Log, Position, Queue, Start, Token
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ClosedError",
+    "Collectable",
     "Completion",
     "Connected",
     "Disconnected",
@@ -61,6 +63,8 @@ __all__ = [
     "UnauthorizedError",
     "UnreachableError",
     "WithdrawnError",
+    "branch",
     "local_server",
     "local_servers",
+    "question",
 ]

@@ -155,8 +155,11 @@ class Answer:
     def queued(self, notice: m.Queue) -> None:
         """Takes a notice of its place in the queue."""
         self.is_accepted = True
-        if not self.is_over:
-            self._put(0, notice)
+        if self.is_over:
+            return
+        if self._waiting and isinstance(self._waiting[-1][1], m.Queue):
+            self._waiting.pop()  # nobody has read it, and it is out of date
+        self._put(0, notice)
 
     def reject(self, error: m.Error) -> None:
         """Takes a refusal. A request that was accepted before is not ended by it."""

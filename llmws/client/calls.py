@@ -36,6 +36,8 @@ class _Call:
         match self.question, message:
             case m.SwitchModel(name=name), m.ModelSwitched():
                 return name in (message.name, message.path)
+            case m.EndSession(session_id=session_id), m.SessionEnded():
+                return message.session_id == session_id
             case _:
                 return isinstance(message, self.reply_type)
 

@@ -17,7 +17,7 @@ from llmws.client import requests
 from llmws.client.answer import Answer, Completion
 from llmws.client.backoff import Backoff
 from llmws.client.calls import Calls
-from llmws.client.connection import Connection, Notice
+from llmws.client.connection import Collectable, Connection, Notice
 from llmws.client.discovery import local_server
 from llmws.client.errors import ClientError, UnreachableError
 from llmws.client.generation import Generation
@@ -28,6 +28,8 @@ from llmws.protocol import messages as m
 
 CALL_TIMEOUT_S: Final = 30.0
 SWITCH_TIMEOUT_S: Final = 3600.0
+HISTORY_LIMIT: Final = 200
+"""Most messages in one page of the conversation. Source: `llmws.protocol.messages.History`."""
 
 Reply = TypeVar("Reply", bound=m.Message)
 
@@ -46,6 +48,8 @@ class Client:
         position: where to go on, from `Client.position` of an earlier client; None for everything unacknowledged.
         window: how many events the server may send ahead.
         mode: `observe` reads along without taking the session over.
+        when_taken_over: what to do when another client takes the session over: end in `TakenOverError`, or go on as an
+            observer until `take_over`.
         name: what the server's lists and logs call this client.
         connect_timeout_s: how long the first connection may take.
         reconnect_timeout_s: how long a lost connection is tried again.
@@ -66,6 +70,7 @@ class Client:
         position: m.Position | None = None,
         window: int = 1024,
         mode: Literal["takeover", "observe"] = "takeover",
+        when_taken_over: Literal["leave", "observe"] = "leave",
         name: str = "python",
         connect_timeout_s: float = 10.0,
         reconnect_timeout_s: float = 600.0,
@@ -81,6 +86,7 @@ class Client:
         self._reconnect_timeout_s = reconnect_timeout_s
         self._listen = listen or (lambda _notice: None)
         self._generations: dict[str, Generation] = {}
+        self._announced: Answer | None = None
         self._session = Session(session_id=session_id, position=position, window=window, mode=mode, client_name=name)
         requests.check(self._session.hello(token))
         self._calls = Calls(self._send)
@@ -89,6 +95,7 @@ class Client:
             token,
             self._session,
             backoff=backoff or Backoff(),
+            stays_as_observer=when_taken_over == "observe",
             receive=self._receive,
             changed=self._changed,
             listen=self._listen,
@@ -141,6 +148,16 @@ class Client:
         return self._connection.is_up
 
     @property
+    def is_observer(self) -> bool:
+        """Whether the session is only watched, so that most of what this client sends is `forbidden`."""
+        return self._session.mode == "observe"
+
+    @property
+    def has_collectable(self) -> bool:
+        """Whether `collect` has an answer to give now."""
+        return bool(self._session.uncollected)
+
+    @property
     def failure(self) -> ClientError | None:
         """Why the client has given up; None while it has not."""
         return self._connection.failure
@@ -157,6 +174,7 @@ class Client:
         model: str | None = None,
         config: m.Sampling | None = None,
         max_tokens: int | None = None,
+        parent_id: str | None = None,
         request_id: str | None = None,
         on_disconnect: Literal["continue", "cancel"] = "continue",
         ttl_s: float | None = None,
@@ -174,6 +192,7 @@ class Client:
             model: which model answers; None for the server's present one.
             config: sampling parameters as one value.
             max_tokens: the same as `max_new_tokens`.
+            parent_id: the message of the conversation that the prompt follows; empty for a new beginning.
             request_id: the idempotency key; made up when None.
             on_disconnect: `cancel` ends the answer when this client's connection is lost.
             ttl_s: how long the server works for nobody.
@@ -192,6 +211,7 @@ class Client:
             model=model,
             prompt=requests.prompt(prompt, system, images),
             messages=None if messages is None else msgspec.convert(messages, list[m.ChatMessage]),
+            parent_id=parent_id,
             config=requests.sampling(sampling, over=config) if sampling else config,
             on_disconnect=on_disconnect,
             ttl_s=ttl_s,
@@ -201,10 +221,33 @@ class Client:
         self._connection.settle()
         return generation
 
-    async def collect(self) -> AsyncIterator[Generation]:
-        """Gives the answers to requests that an earlier client of this session made, oldest first, until none is left.
+    def regenerate(
+        self,
+        message_id: str,
+        *,
+        model: str | None = None,
+        config: m.Sampling | None = None,
+        **sampling: SamplingValue,
+    ) -> Generation:
+        """Answers a question of the conversation once more; the new answer is a sibling of the earlier ones.
 
-        With a position these are the ones it had not read to the end, the first of them perhaps from the middle on
+        Args:
+            message_id: of the question, from `history`.
+            model: which model answers; None for the server's present one.
+            config: sampling parameters as one value.
+            **sampling: fields of `llmws.protocol.messages.Sampling`, over those of `config`.
+
+        Raises:
+            RequestRejectedError, ClientError, ValueError: as `generate`.
+        """
+        config = requests.sampling(sampling, over=config) if sampling else config
+        return self.generate(parent_id=message_id, model=model, config=config)
+
+    async def collect(self) -> AsyncIterator[Generation]:
+        """Gives the answers to requests that another client of this session made, oldest first, until none is left.
+
+        A `Collectable` notice tells of what comes later, from a client that is observed. With a position these are the
+        ones that an earlier client had not read to the end, the first of them perhaps from the middle on
         (`Generation.is_whole`); without, all unacknowledged ones. Read each before asking for the next.
         """
         waiting = self._session.uncollected
@@ -226,6 +269,11 @@ class Client:
             self._changed()
         self._session.cancel(request_id)
         self._connection.settle()
+
+    def take_over(self) -> None:
+        """Takes the session from the client that has it, if this one is an observer; at once, or once connected."""
+        self._connection.check()
+        self._connection.take_over()
 
     def running(self) -> list[str]:
         """Ids of the session's requests that have not ended, oldest first."""
@@ -273,10 +321,40 @@ class Client:
         """A page of the session's conversation, oldest first; the newest page without `before_id`."""
         return await self._ask(m.History(before_id=before_id, limit=limit), m.HistoryReply)
 
-    async def end_session(self) -> None:
-        """Deletes the session and everything in it for good; the server then closes the connection."""
-        assert self.session_id is not None
-        await self._ask(m.EndSession(session_id=self.session_id), m.SessionEnded)
+    async def conversation(self) -> list[m.HistoryMessage]:
+        """The session's whole conversation, a tree, oldest message first; `branch` follows one of its branches."""
+        page = await self.history(limit=HISTORY_LIMIT)
+        messages = page.messages
+        while page.more and page.messages:
+            page = await self.history(before_id=page.messages[0].id, limit=HISTORY_LIMIT)
+            messages = page.messages + messages
+        return messages
+
+    async def import_messages(self, messages: Sequence[m.ChatMessage | dict[str, str]]) -> m.SessionUpdated:
+        """Adds messages to the conversation, oldest first, as a branch of its own, which the next prompt continues.
+
+        Should the connection be lost before the reply, the branch may be there twice.
+        """
+        checked = msgspec.convert(messages, list[m.ChatMessage])
+        return await self._ask(m.Import(messages=checked), m.SessionUpdated)
+
+    async def sessions(self) -> list[m.SessionEntry]:
+        """One's own sessions on the server, the most recently used first."""
+        return (await self._ask(m.ListSessions(), m.Sessions)).sessions
+
+    async def update_session(self, *, title: str | None) -> m.SessionUpdated:
+        """Sets what lists call the session; None: how its conversation begins."""
+        return await self._ask(m.UpdateSession(title=title), m.SessionUpdated)
+
+    async def end_session(self, session_id: str | None = None) -> None:
+        """Deletes a session of one's own and everything in it for good.
+
+        Args:
+            session_id: None for this client's own session; the server then closes the connection.
+        """
+        session_id = session_id or self.session_id
+        assert session_id is not None, "a client that was never connected has no session"
+        await self._ask(m.EndSession(session_id=session_id), m.SessionEnded)
 
     async def ping(self) -> float:
         """Seconds to the server and back, through its message loop."""
@@ -316,7 +394,7 @@ class Client:
         on_log: Callable[[m.Log], None] | None = None,
     ) -> Reply:
         self._connection.check()
-        requests.check(question)
+        requests.check(question, self.welcome.limits if self.welcome is not None else None)
         return await self._calls.ask(question, reply_type, timeout_s=timeout_s, on_log=on_log)
 
     def _send(self, message: m.ClientMessage) -> None:
@@ -335,6 +413,10 @@ class Client:
     def _changed(self) -> None:
         if self._connection.failure is not None:
             self._calls.fail(self._connection.failure)
+        waiting = self._session.uncollected
+        if waiting and waiting[-1] is not self._announced:
+            self._announced = waiting[-1]
+            self._listen(Collectable(request_id=waiting[-1].request_id))
         running = set(self.running())
         for request_id, generation in list(self._generations.items()):
             generation.wake()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from llmws.client.backoff import Backoff
 from llmws.client.cursor import StoryFaultError
-from llmws.client.errors import ClientError, ClosedError, ProtocolError, UnreachableError
+from llmws.client.errors import ClientError, ClosedError, ProtocolError, TakenOverError, UnreachableError
 from llmws.client.link import CLOSE_TIMEOUT_S, Link, LostError
 from llmws.client.session import Session
 from llmws.protocol import CloseCode
@@ -26,9 +26,10 @@ MOST_FAULTS: Final = 5
 
 
 class Connected(m.Value, frozen=True, kw_only=True):
-    """The session is attached."""
+    """The session is attached; `mode`: as its owner, or only to watch."""
 
     welcome: m.Welcome
+    mode: Literal["takeover", "observe"] = "takeover"
 
 
 class Disconnected(m.Value, frozen=True, kw_only=True):
@@ -38,7 +39,13 @@ class Disconnected(m.Value, frozen=True, kw_only=True):
     retry_in_s: float | None
 
 
-Notice = Connected | Disconnected | m.ServerMessage
+class Collectable(m.Value, frozen=True, kw_only=True):
+    """Something of a request that another client made has arrived; `Client.collect` gives its answer."""
+
+    request_id: str
+
+
+Notice = Connected | Disconnected | Collectable | m.ServerMessage
 """What a listener is told: the connection's state, and messages of the server that answer nothing."""
 
 
@@ -46,6 +53,7 @@ class Connection:
     """A session's connection, through all its lives.
 
     Args:
+        stays_as_observer: whether to attach as an observer once another client has taken the session over.
         receive: called with every message that is not about a request.
         listen: called with changes of the connection's state.
 
@@ -61,6 +69,7 @@ class Connection:
         session: Session,
         *,
         backoff: Backoff,
+        stays_as_observer: bool,
         receive: Callable[[m.ServerMessage], None],
         changed: Callable[[], None],
         listen: Callable[[Notice], None],
@@ -71,6 +80,7 @@ class Connection:
         self._token = token
         self._session = session
         self._backoff = backoff
+        self._stays_as_observer = stays_as_observer
         self._on_message = receive
         self._on_change = changed
         self._listen = listen
@@ -132,6 +142,13 @@ class Connection:
             self._arrived.clear()
             await self._arrived.wait()
 
+    def take_over(self) -> None:
+        """Attaches as the session's owner, at once, if it is only observed now."""
+        if self._session.mode == "observe":
+            self._attach_as("takeover")
+            if self._link is not None:
+                self._link.abort()
+
     def settle(self) -> None:
         """Acknowledges what is due and sends the outbox; to be called after every change of the session."""
         self._session.settle()
@@ -149,6 +166,11 @@ class Connection:
             self.failure = error
             self._session.fail(error)
             self._wake()
+
+    def _attach_as(self, mode: Literal["takeover", "observe"]) -> None:
+        """The next connection is another kind of attachment; that is no reason to wait for it."""
+        self._session.mode = mode
+        self._backoff.reset()
 
     async def _own(self, timeout_s: float, later_timeout_s: float) -> None:
         """Keeps the session attached until that is impossible."""
@@ -181,20 +203,26 @@ class Connection:
                     if reason:
                         self._listen(Disconnected(reason=reason, retry_in_s=delay_s))
                     await asyncio.sleep(delay_s)
+                    hello = self._session.hello(self._token)
                     try:
-                        return await Link.open(self._url, self._session.hello(self._token))
+                        link, welcome = await Link.open(self._url, hello)
                     except LostError as lost:
                         reason = str(lost)
+                        continue
+                    if hello.mode == self._session.mode:
+                        return link, welcome
+                    await link.close()  # the caller wanted another kind of attachment meanwhile
         except TimeoutError:
             raise UnreachableError(f"{self._url} could not be reached within {timeout_s:g} s: {reason}") from None
 
     async def _serve(self, link: Link, welcome: m.Welcome) -> LostError | StoryFaultError:
-        """Serves one connection until it is lost."""
+        """Serves one connection until it is lost, or given up for one of another kind: an empty reason then."""
+        self._session.welcomed(welcome)
+        mode = self._session.mode
         writer = asyncio.create_task(self._write(link))
         try:
-            self._session.welcomed(welcome)
             self.welcome, self._link = welcome, link
-            self._listen(Connected(welcome=welcome))
+            self._listen(Connected(welcome=welcome, mode=mode))
             self._on_message(welcome)
             self._outgoing.set()
             while True:
@@ -205,7 +233,14 @@ class Connection:
                     self._session.receive_unknown(message)
                 elif (rest := self._session.receive(message)) is not None:
                     self._on_message(rest)
+        except TakenOverError:
+            if not self._stays_as_observer or mode == "observe":
+                raise
+            self._attach_as("observe")
+            return LostError("")
         except LostError as lost:
+            if mode != self._session.mode:
+                return LostError("")
             if lost.code == CloseCode.TOO_BIG:
                 self._session.too_large("the server closed the connection over a message that was too large")
             return lost

@@ -13,7 +13,13 @@ import llmws
 from llmws.client.acks import Acknowledgements
 from llmws.client.answer import Answer
 from llmws.client.cursor import Cursor, Verdict
-from llmws.client.errors import ClientError, RequestRejectedError, SessionLostError, WithdrawnError
+from llmws.client.errors import (
+    ClientError,
+    RequestRejectedError,
+    SessionLostError,
+    TakenOverError,
+    WithdrawnError,
+)
 from llmws.protocol import VERSION, ErrorCode
 from llmws.protocol import messages as m
 
@@ -33,7 +39,8 @@ class Session:
     Attributes:
         session_id: None until the first welcome of a new session.
         outbox: messages to send, oldest first.
-        uncollected: answers to requests that an earlier client made, oldest first.
+        uncollected: answers to requests that another client made, oldest first.
+        mode: whether the next hello takes the session over or observes it.
     """
 
     def __init__(
@@ -48,7 +55,7 @@ class Session:
         self.session_id = session_id
         self.outbox: deque[m.ClientMessage] = deque()
         self.uncollected: deque[Answer] = deque()
-        self._mode = mode
+        self.mode = mode
         self._window = window
         self._client = m.ClientInfo(name=client_name, version=llmws.__version__)
         self._cursor = Cursor(position if session_id is not None else None)
@@ -84,7 +91,7 @@ class Session:
             auth=token,
             session_id=self.session_id,
             resume=self._cursor.resume if self.session_id is not None else None,
-            mode=self._mode,
+            mode=self.mode,
             window=self._window,
             client=self._client,
         )
@@ -94,6 +101,7 @@ class Session:
         self.outbox.clear()
         if welcome.session_id != self.session_id:
             self._begin_again()
+            self.mode = "takeover"  # there is nobody else in a new session
         self.session_id = welcome.session_id
         self._cursor.attach(welcome)
         self._acks.attached(floor=welcome.floor_seq, position=self._cursor.last_seq)
@@ -127,7 +135,9 @@ class Session:
                 self._answer(message.request_id).receive(message)
             case m.Error(request_id=str(request_id)) if request_id in self._answers:
                 self._answers[request_id].reject(message)
-            case m.AckReceived() | m.Log(code="caught_up"):
+            case m.Log(code="caught_up"):
+                self._give_up_unheard()
+            case m.AckReceived():
                 pass
             case _:
                 return message
@@ -203,11 +213,18 @@ class Session:
         return answer
 
     def _say_again(self, answer: Answer) -> None:
-        if not answer.is_accepted:
+        if not answer.is_accepted and self.mode == "takeover":
             assert answer.inference is not None
             self.outbox.append(answer.inference)
         if answer.cancel_requested:
             self.outbox.append(m.Cancel(request_id=answer.request_id))
+
+    def _give_up_unheard(self) -> None:
+        """An observer knows now which requests of its own came too late, and may not make them."""
+        if self.mode == "observe":
+            for answer in self.open_answers():
+                if not answer.is_accepted:
+                    answer.fail(TakenOverError("another client took the session over before it had this request"))
 
     def _begin_again(self) -> None:
         """The session is a new one: what had begun in the old one is lost, the rest is asked again."""

@@ -32,10 +32,47 @@ class FakeSession:
         self.started: set[str] = set()
         self.owner: Attached | None = None
         self.changed = asyncio.Condition()
+        self.title: str | None = None
+        self.messages: list[m.HistoryMessage] = []
+        self.observers: set[Attached] = set()
 
     @property
     def head(self) -> int:
         return len(self.events)
+
+    def add(self, role: Any, content: str, *, parent_id: str | None, request_id: str | None = None) -> str:
+        """Adds a message to the conversation; its id."""
+        message = m.HistoryMessage(
+            id=f"m{len(self.messages) + 1}",
+            parent_id=parent_id,
+            role=role,
+            content=content,
+            request_id=request_id,
+            model=None,
+            created_at=0.0,
+            finish_reason=None,
+        )
+        self.messages.append(message)
+        return message.id
+
+    def reply(self, message: m.ClientMessage) -> m.Message | None:
+        """The answer to what is about the session itself."""
+        match message:
+            case m.Import(messages=messages):
+                parent_id = None
+                for each in messages:
+                    parent_id = self.add(each.role, each.content, parent_id=parent_id)
+                return m.SessionUpdated(session_id=self.id, title=self.title)
+            case m.UpdateSession(title=title):
+                self.title = title
+                return m.SessionUpdated(session_id=self.id, title=title)
+            case m.History(before_id=before_id, limit=limit):
+                ids = [each.id for each in self.messages]
+                end = len(ids) if before_id is None else ids.index(before_id)
+                start = max(0, end - limit)
+                return m.HistoryReply(messages=self.messages[start:end], more=start > 0)
+            case _:
+                return None
 
 
 class Attached:
@@ -45,6 +82,7 @@ class Attached:
         self.socket = socket
         self.cursor = self.base = cursor
         self.window = window
+        self.is_observer = False
 
 
 class FakeServer:
@@ -62,6 +100,9 @@ class FakeServer:
         wrong_digest: `done` carries the SHA-256 of another text.
         fail_with: requests end in this error code after their tokens.
         reject_with: requests are refused with this error.
+        is_admin: whether models may be switched and deleted.
+        take_over_next_request: the next request is answered by closing, as if another client came just before it.
+        unknown: messages that are answered as an older server would, by `type`.
         received: every message that came, oldest first.
         close_codes: what attached connections ended with, oldest first.
     """
@@ -80,6 +121,9 @@ class FakeServer:
         self.wrong_digest = False
         self.fail_with: str | None = None
         self.reject_with: list[m.Error] = []
+        self.is_admin = True
+        self.take_over_next_request = False
+        self.unknown: set[str] = set()
         self.max_message_bytes = 2**20
         self.received: list[m.ClientMessage] = []
         self.sessions: dict[str, FakeSession] = {}
@@ -142,8 +186,8 @@ class FakeServer:
     async def cut(self) -> None:
         """Tears every connection down without a close frame."""
         for session in self.sessions.values():
-            if session.owner is not None:
-                session.owner.socket.transport.abort()
+            for attached in [*session.observers, *([session.owner] if session.owner else [])]:
+                attached.socket.transport.abort()
 
     async def close_all(self, code: int) -> None:
         """Closes every connection with `code`."""
@@ -196,7 +240,12 @@ class FakeServer:
         cursor = hello.resume.last_seq if hello.resume is not None and status == "resumed" else session.floor
         cursor = session.head if status == "reset" else cursor
         attached = Attached(socket, cursor, hello.window)
-        previous, session.owner = session.owner, attached
+        previous = None
+        if hello.mode == "observe" and status != "new":
+            attached.is_observer = True
+            session.observers.add(attached)
+        else:
+            previous, session.owner = session.owner, attached
         await self._send(socket, self._welcome(session, status, reason))
         if previous is not None:
             self._spawn(previous.socket.close(CloseCode.TAKEN_OVER, "taken over"))
@@ -207,11 +256,15 @@ class FakeServer:
             async for frame in socket:
                 message = decode(frame)
                 self.received.append(message)
-                if session.owner is attached:
+                if attached.is_observer and not isinstance(message, _OBSERVER_MAY):
+                    request_id = getattr(message, "request_id", None)
+                    await self._send(socket, _error("forbidden", "an observer may not", request_id=request_id))
+                elif attached.is_observer or session.owner is attached:
                     await self._receive(session, attached, message)
         finally:
             pump.cancel()
             self.close_codes.append(socket.close_code)
+            session.observers.discard(attached)
             if session.owner is attached:
                 session.owner = None
 
@@ -247,23 +300,33 @@ class FakeServer:
 
     async def _receive(self, session: FakeSession, attached: Attached, message: m.ClientMessage) -> None:
         match message:
+            case _ if message.__struct_config__.tag in self.unknown:
+                await self._send(attached.socket, _error("unknown_type", "this server does not know it"))
+            case m.SwitchModel() | m.DeleteModel() if not self.is_admin:
+                await self._send(attached.socket, _error("forbidden", "an admin token is needed"))
+            case m.EndSession(session_id=session_id):
+                await self._end(attached, session_id)
+            case m.Inference() if self.take_over_next_request:
+                self.take_over_next_request = False
+                await attached.socket.close(CloseCode.TAKEN_OVER, "taken over")
             case m.Inference():
                 await self._inference(session, attached, message)
             case m.Ack(seq=int(seq)):
                 assert seq <= session.head, "acknowledges what does not exist"
                 async with session.changed:
-                    session.floor = max(session.floor, seq)
+                    session.floor = session.floor if attached.is_observer else max(session.floor, seq)
                     attached.base = max(attached.base, seq)
                     attached.window = attached.window if message.window is None else message.window
                     session.changed.notify_all()
                 await self._send(attached.socket, m.AckReceived(seq=seq, floor_seq=session.floor))
             case m.Cancel(request_id=request_id) if request_id in session.open:
                 session.open.remove(request_id)
+                self._say(session, request_id)
                 await self.append(session, self._done(session, request_id, "cancelled"))
             case m.Cancel(request_id=request_id):
                 error = _error("bad_request", "no such request", request_id=request_id)
                 await self._send(attached.socket, error)
-            case _ if (reply := self._reply(message)) is not None:
+            case _ if (reply := self._reply(message) or session.reply(message)) is not None:
                 await self._send(attached.socket, reply)
             case m.SwitchModel(name=str(name)):
                 loading = m.Log(code="loading", message="loading", bytes=5, total_bytes=10)
@@ -271,6 +334,15 @@ class FakeServer:
                 self.model = name
                 switched = m.ModelSwitched(name=name, path=f"models/{name}", message="ready", max_context=64)
                 await self.append(session, switched)
+
+    async def _end(self, attached: Attached, session_id: str) -> None:
+        ended = self.sessions.pop(session_id, None)
+        if ended is None:
+            await self._send(attached.socket, _error("bad_request", "there is no such session of yours"))
+            return
+        await self._send(attached.socket, m.SessionEnded(session_id=session_id))
+        if ended.owner is not None:
+            await ended.owner.socket.close(CloseCode.NORMAL, "the session was ended")
 
     async def _inference(self, session: FakeSession, attached: Attached, message: m.Inference) -> None:
         request_id = message.request_id
@@ -306,7 +378,7 @@ class FakeServer:
                     code="resumed_after_restart", message="", request_id=request_id, from_index=emitted, exact=True
                 )
                 await self.append(session, log)
-            pieces = self.answers.get(prompt_of(session.requests[request_id]), HELLO)
+            pieces = self.answers.get(question_in(session, session.requests[request_id]), HELLO)
             for index, piece in enumerate(pieces):
                 if index < emitted:
                     continue
@@ -317,7 +389,21 @@ class FakeServer:
                 await self.append(session, m.Token(request_id=request_id, index=index, data=piece, ids=[index + 1]))
             if request_id in session.open:
                 session.open.remove(request_id)
+                self._say(session, request_id)
                 await self.append(session, self._done(session, request_id, "stop"))
+
+    def _say(self, session: FakeSession, request_id: str) -> None:
+        """Adds the question, unless it was there before, and its answer to the conversation."""
+        request = session.requests[request_id]
+        if request.messages is not None:
+            return
+        parent_id = request.parent_id
+        if request.prompt is not None:
+            newest = session.messages[-1].id if session.messages else None
+            parent_id = newest if parent_id is None else parent_id or None
+            parent_id = session.add("user", prompt_of(request), parent_id=parent_id, request_id=request_id)
+        text = "".join(e.data for e in session.events if isinstance(e, m.Token) and e.request_id == request_id)
+        session.add("assistant", text, parent_id=parent_id, request_id=request_id)
 
     # --- what it says ----------------------------------------------------------------------------------------------
 
@@ -389,8 +475,8 @@ class FakeServer:
                 return m.ModelsList(models=[entry])
             case m.GetStatus():
                 return m.Status(model=self.model, memory=device, sessions=1, queue=0, uptime_s=1.0)
-            case m.History():
-                return m.HistoryReply(messages=[], more=False)
+            case m.ListSessions():
+                return m.Sessions(sessions=[_entry(each) for each in reversed(self.sessions.values())])
             case m.GetResources():
                 return m.Resources(
                     cuda=None,
@@ -403,6 +489,26 @@ class FakeServer:
                 return _error("model_not_found", f"there is no {name}")
             case _:
                 return None
+
+
+_OBSERVER_MAY = m.Ack | m.Ping | m.GetResources | m.GetStatus | m.ListModels | m.ListSessions | m.History | m.Cancel
+
+
+def question_in(session: FakeSession, inference: m.Inference) -> str:
+    """What a request asks: its own prompt, or the message that it answers once more."""
+    asked = {each.id: each.content for each in session.messages}
+    return prompt_of(inference) if inference.prompt is not None else asked.get(inference.parent_id or "", "")
+
+
+def _entry(session: FakeSession) -> m.SessionEntry:
+    return m.SessionEntry(
+        session_id=session.id,
+        title=session.title or (session.messages[0].content if session.messages else None),
+        created=0.0,
+        last_activity=0.0,
+        state="detached" if session.owner is None else "attached",
+        messages=len(session.messages),
+    )
 
 
 def prompt_of(inference: m.Inference) -> str:

@@ -202,3 +202,17 @@ def test_what_a_snapshot_lacks_is_lost_if_it_had_begun():
     with pytest.raises(SessionLostError):
         begun.take()
     assert (fresh.is_over, fresh.is_accepted) == (False, False)
+
+
+def test_of_unread_places_in_the_queue_only_the_newest_is_told():
+    answer = mine()
+    for position in (3, 2, 1):
+        answer.queued(m.Queue(request_id="r", position=position))
+    answer.receive(start(1))
+    answer.queued(m.Queue(request_id="r", position=0))
+    assert [answer.take() for _ in range(4)] == [
+        m.Queue(request_id="r", position=1),
+        start(1),
+        m.Queue(request_id="r", position=0),
+        None,
+    ]
