@@ -5,13 +5,15 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+import pytest
 from uvicorn.server import ServerState
+from websockets.frames import Frame, Opcode
 
 from llmws.config import LimitsSection, ServerSection
 from llmws.protocol import messages as m
 from llmws.server.entrance import Entrance
 from llmws.server.ports import Identity, Sink
-from llmws.server.websocket import HIGH_WATER_BYTES, MAX_UNSENT_BYTES, WebSocketProtocol
+from llmws.server.websocket import HIGH_WATER_BYTES, MAX_UNSENT_BYTES, WebSocketProtocol, text_header
 
 UPGRADE = (
     b"GET /v1/ws HTTP/1.1\r\nHost: localhost:8765\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -85,10 +87,10 @@ def masked(text: str) -> bytes:
 
 
 @contextlib.contextmanager
-def connection(
+def upgrading(
     *, heartbeat_s: float = 20.0, close_timeout_s: float = 10.0
 ) -> Iterator[tuple[WebSocketProtocol, ScriptedTransport]]:
-    """A connection after its hello, and what it is written to."""
+    """A connection that nothing was received from, and what it is written to."""
     entrance = Entrance(
         sessions=Attached(),
         authenticate=lambda _: Identity("local", "admin"),
@@ -100,11 +102,20 @@ def connection(
     transport = ScriptedTransport()
     protocol = WebSocketProtocol(entrance, server_state=ServerState(), close_timeout_s=close_timeout_s)
     protocol.connection_made(transport)
-    protocol.data_received(UPGRADE)
-    protocol.data_received(masked("{}"))
-    assert transport.writes.get_nowait().startswith(b"HTTP/1.1 101 ")
     yield protocol, transport
     protocol.connection_lost(None)
+
+
+@contextlib.contextmanager
+def connection(
+    *, heartbeat_s: float = 20.0, close_timeout_s: float = 10.0
+) -> Iterator[tuple[WebSocketProtocol, ScriptedTransport]]:
+    """A connection after its hello, and what it is written to."""
+    with upgrading(heartbeat_s=heartbeat_s, close_timeout_s=close_timeout_s) as (protocol, transport):
+        protocol.data_received(UPGRADE)
+        protocol.data_received(masked("{}"))
+        assert transport.writes.get_nowait().startswith(b"HTTP/1.1 101 ")
+        yield protocol, transport
 
 
 async def test_the_high_water_mark_is_set() -> None:
@@ -116,6 +127,27 @@ async def test_a_frame_is_on_the_socket_when_try_send_returns() -> None:
     with connection() as (protocol, transport):
         protocol.try_send('{"data":"é"}'.encode())
         assert transport.writes.get_nowait() == b"\x81\x0d" + '{"data":"é"}'.encode()
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 125, 126, 65_535, 65_536])
+def test_frames_are_those_of_the_library(size_bytes: int) -> None:
+    data = b"x" * size_bytes
+    assert text_header(size_bytes) + data == Frame(Opcode.TEXT, data).serialize(mask=False)
+
+
+async def test_several_frames_are_one_write() -> None:
+    with connection() as (protocol, transport):
+        protocol.try_send(b"{}", b"[1]")
+        assert transport.writes.get_nowait() == b"\x81\x02{}\x81\x03[1]"
+        assert transport.writes.empty()
+
+
+async def test_the_answer_to_a_message_that_came_with_the_upgrade_follows_the_handshake() -> None:
+    with upgrading() as (protocol, transport):
+        protocol.data_received(UPGRADE + masked('{"type":"ping"}'))
+        handshake, frames = transport.writes.get_nowait().split(b"\r\n\r\n")
+        assert handshake.startswith(b"HTTP/1.1 101 ")
+        assert frames == b'\x81\x0f{"type":"pong"}'
 
 
 async def test_nothing_is_written_once_the_transport_closes() -> None:
