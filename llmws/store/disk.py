@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+DRAFT_SUFFIX: Final = ".new"
 
 # macOS has no fdatasync.
 _sync_data = getattr(os, "fdatasync", os.fsync)
@@ -149,8 +151,13 @@ def write_atomically(disk: Disk, path: Path, data: bytes) -> None:
 
     Returns when it survives a power loss.
     """
-    draft = path.with_name(path.name + ".new")
-    handle = disk.open(draft, create=True)
+    write_draft(disk, path, data)
+    adopt_draft(disk, path)
+
+
+def write_draft(disk: Disk, path: Path, data: bytes) -> None:
+    """Writes what the file shall hold beside it, durably. The file itself stays as it is."""
+    handle = disk.open(draft_of(path), create=True)
     try:
         disk.truncate(handle, 0)
         if disk.write(handle, data) != len(data):
@@ -158,5 +165,14 @@ def write_atomically(disk: Disk, path: Path, data: bytes) -> None:
         disk.sync(handle)
     finally:
         disk.close(handle)
-    disk.replace(draft, path)
+
+
+def adopt_draft(disk: Disk, path: Path) -> None:
+    """Puts the draft in the file's place. Returns when that survives a power loss."""
+    disk.replace(draft_of(path), path)
     disk.sync_folder(path.parent)
+
+
+def draft_of(path: Path) -> Path:
+    """Where the draft of a file lies; a crash may leave one behind, which means nothing."""
+    return path.with_name(path.name + DRAFT_SUFFIX)

@@ -19,10 +19,10 @@ from typing import Final
 import msgspec
 
 from llmws.errors import StorageError
-from llmws.store.disk import Disk, OsDisk, read_whole, write_atomically
+from llmws.store.disk import DRAFT_SUFFIX, Disk, OsDisk, read_whole, write_atomically
 from llmws.store.keys import KeyRing
 from llmws.store.log import LogFile, SegmentSource, mend
-from llmws.store.meta import MAX_ENDS, LogState, Meta, MetaForgedError, open_meta, seal_meta
+from llmws.store.meta import LEDGER_KEY_BYTES, MAX_ENDS, LogState, Meta, MetaForgedError, open_meta, seal_meta
 from llmws.store.record import LogKeys
 from llmws.store.recovery import Recovered, recover
 from llmws.store_api import LogName, Opened, SessionMeta
@@ -30,7 +30,8 @@ from llmws.store_api import LogName, Opened, SessionMeta
 _logger = logging.getLogger(__name__)
 
 LOGS: Final[tuple[LogName, ...]] = ("buffer", "conversation")
-_META: Final = "meta.json"
+META_NAME: Final = "meta.json"
+_PASSING: Final = ".passing"
 _SESSION_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _EMPTY: Final = LogState(first_n=1, segments=())
 
@@ -69,8 +70,12 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def deleted(self) -> Path:
-        """An empty file for every session that was deleted: its id is never used again."""
+        """Tombstones, empty files: `<id>` for a session whose id is never used again, `<id>.passing` while one goes."""
         return self.state / "deleted"
+
+    def is_deleted(self, session_id: str) -> bool:
+        """Whether the session has a tombstone."""
+        return any(self.disk.exists(self.deleted / (session_id + suffix)) for suffix in ("", _PASSING))
 
 
 def prepare(site: Site) -> None:
@@ -78,8 +83,12 @@ def prepare(site: Site) -> None:
     for folder in (site.sessions, site.deleted):
         site.disk.make_folder(folder)
     site.disk.sync_folder(site.state)
-    for session_id in set(site.disk.names(site.deleted)).intersection(site.disk.names(site.sessions)):
+    tombstones = site.disk.names(site.deleted)
+    for session_id in {name.removesuffix(_PASSING) for name in tombstones}.intersection(site.disk.names(site.sessions)):
         _remove(site, session_id)
+    if passing := [name for name in tombstones if name.endswith(_PASSING)]:
+        site.disk.sync_folder(site.sessions)
+        _remove_tombstones(site, passing)
 
 
 def list_unfinished(site: Site) -> list[str]:
@@ -102,27 +111,46 @@ class SessionFolder:
         self._session = uuid.UUID(session_id).bytes
         self._path = site.sessions / session_id
         self._meta = meta
-        self.ledger_key = site.keys.ledger_key(meta.ledger_kid, self._session)
+        self.ledger_key = meta.ledger_key
+        self._kid = site.keys.current
         self.logs: dict[LogName, LogFile] = {
             log: LogFile(
                 site.disk,
                 _log_path(self._path, log),
-                SegmentSource(LogKeys(self._session, log, site.keys.get), site.keys.current, meta.epoch, site.random),
+                SegmentSource(LogKeys(self._session, log, site.keys.get), self._kid, meta.epoch, site.random),
                 found[log],
                 getattr(meta, log).first_n,
             )
             for log in LOGS
         }
 
-    def write_meta(self, session: SessionMeta) -> None:
-        """Makes `meta.json` say how things are now. Raises OSError."""
+    def write_meta(self, session: SessionMeta, *, goes_on: bool = True) -> None:
+        """Makes `meta.json` say how things are now, perhaps for the last time in this epoch. Raises OSError."""
         self._meta = msgspec.structs.replace(
             self._meta,
             session=session,
-            buffer=self.logs["buffer"].state(),
-            conversation=self.logs["conversation"].state(),
+            buffer=self.logs["buffer"].state(goes_on=goes_on),
+            conversation=self.logs["conversation"].state(goes_on=goes_on),
         )
-        write_atomically(self._site.disk, self._path / _META, seal_meta(self._meta, self._session, self._site.keys))
+        data = seal_meta(self._meta, self._session, self._site.keys, self._site.random)
+        write_atomically(self._site.disk, self._path / META_NAME, data)
+
+    def keep(self, session: SessionMeta) -> None:
+        """Writes meta, and before it what meta speaks of. Raises OSError."""
+        self._sync()
+        self.write_meta(session)
+
+    def compact(self, first_n: int, session: SessionMeta) -> None:
+        """Drops the records of the buffer log below `first_n`, in meta first.
+
+        Raises:
+            OSError: the disk failed.
+            StorageError: there is no such record, or the log was damaged since it was opened.
+        """
+        log = self.logs["buffer"]
+        log.drop_below(first_n)
+        self.keep(session)
+        log.compact()
 
     def drop_buffer(self, session: SessionMeta) -> None:
         """Forgets every record of the buffer log, in meta first. Raises OSError."""
@@ -132,12 +160,30 @@ class SessionFolder:
         self._site.disk.sync_folder(self._path)
 
     def close(self, session: SessionMeta | None) -> None:
-        """Makes everything durable, writes meta if there is news for it, and closes the files. Raises OSError."""
+        """Makes everything durable, writes meta if there is news for it, and closes the files.
+
+        This is also when the conversation comes under the newest master key.
+
+        Raises:
+            OSError: the disk failed.
+            StorageError: a log was damaged since it was opened.
+        """
+        self._sync()
+        if session is not None:
+            self._reseal_conversation(session)
+            self.write_meta(session, goes_on=False)
+        self.release()
+
+    def _sync(self) -> None:
         for log in self.logs.values():
             log.sync()
-        if session is not None:
+
+    def _reseal_conversation(self, session: SessionMeta) -> None:
+        log = self.logs["conversation"]
+        if not log.is_sealed_under(self._kid):
+            log.begin_over()
             self.write_meta(session)
-        self.release()
+            log.reseal()
 
     def release(self) -> None:
         """Closes the file handles; they come back with the next use."""
@@ -155,11 +201,12 @@ def create_session(site: Site, session_id: str, epoch: int, session: SessionMeta
     if not is_session_id(session_id):
         raise StorageError("the session id is not a canonical UUIDv4")
     path = site.sessions / session_id
-    if site.disk.exists(path) or site.disk.exists(site.deleted / session_id):
+    if site.disk.exists(path) or site.is_deleted(session_id):
         raise StorageError("the session id was used before")
     site.disk.make_folder(path)
     site.disk.sync_folder(site.sessions)
-    meta = Meta(epoch=epoch, ledger_kid=site.keys.current, buffer=_EMPTY, conversation=_EMPTY, session=session)
+    ledger_key = site.random(LEDGER_KEY_BYTES)
+    meta = Meta(epoch=epoch, ledger_key=ledger_key, buffer=_EMPTY, conversation=_EMPTY, session=session)
     folder = SessionFolder(site, session_id, meta, _recover(site, session_id, meta, {}))
     folder.write_meta(session)
     return folder
@@ -172,7 +219,7 @@ def open_session(site: Site, session_id: str) -> tuple[SessionFolder, Opened] | 
         OSError: the disk failed.
         StorageError: a master key is missing.
     """
-    if not is_session_id(session_id) or site.disk.exists(site.deleted / session_id):
+    if not is_session_id(session_id) or site.is_deleted(session_id):
         return None
     path = site.sessions / session_id
     old = _read_meta(site, path, uuid.UUID(session_id).bytes)
@@ -181,6 +228,9 @@ def open_session(site: Site, session_id: str) -> tuple[SessionFolder, Opened] | 
     for segment in (*old.buffer.segments, *old.conversation.segments):
         # Without its key a whole log looks torn, and would be cut down to nothing.
         site.keys.require(segment.kid)
+    for name in site.disk.names(path):
+        if name.endswith(DRAFT_SUFFIX):
+            site.disk.unlink(path / name)
     data = {log: text for log in LOGS if (text := read_whole(site.disk, _log_path(path, log))) is not None}
     found = _recover(site, session_id, old, data)
     ends = _ends(old, found["buffer"])
@@ -210,14 +260,35 @@ def open_session(site: Site, session_id: str) -> tuple[SessionFolder, Opened] | 
     )
 
 
-def delete_session(site: Site, session_id: str) -> None:
-    """Deletes a session that is not open; its id stays unknown for ever, whenever a crash comes. Raises OSError."""
+def delete_session(site: Site, session_id: str, *, keep_tombstone: bool = True) -> None:
+    """Deletes a session that is not open, whenever a crash comes; its tombstone, if not kept, goes last.
+
+    Raises OSError.
+    """
     if not is_session_id(session_id):
         return
-    site.disk.close(site.disk.open(site.deleted / session_id, create=True))
+    tombstone = session_id if keep_tombstone else session_id + _PASSING
+    site.disk.close(site.disk.open(site.deleted / tombstone, create=True))
     site.disk.sync_folder(site.deleted)
     _remove(site, session_id)
     site.disk.sync_folder(site.sessions)
+    if not keep_tombstone:
+        _remove_tombstones(site, [tombstone])
+
+
+def reseal_session(site: Site, session_id: str) -> None:
+    """Brings a session that is not open under the newest master key, by an opening and a close.
+
+    Raises:
+        OSError: the disk failed.
+        StorageError: a master key is missing, or a log is damaged.
+    """
+    if opened := open_session(site, session_id):
+        folder, answer = opened
+        try:
+            folder.close(answer.meta)
+        finally:
+            folder.release()
 
 
 def _remove(site: Site, session_id: str) -> None:
@@ -227,8 +298,15 @@ def _remove(site: Site, session_id: str) -> None:
     site.disk.remove_folder(path)
 
 
+def _remove_tombstones(site: Site, names: list[str]) -> None:
+    """Removes tombstones; what they stand for is gone for certain."""
+    for name in names:
+        site.disk.unlink(site.deleted / name)
+    site.disk.sync_folder(site.deleted)
+
+
 def _read_meta(site: Site, path: Path, session: bytes) -> Meta | None:
-    data = read_whole(site.disk, path / _META)
+    data = read_whole(site.disk, path / META_NAME)
     if data is None:
         return None
     try:

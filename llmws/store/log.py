@@ -7,17 +7,21 @@ written whole, or the `LogFile` has raised and is not used again.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from llmws.errors import StorageError
-from llmws.store.disk import Disk, write_atomically
+from llmws.store.disk import Disk, adopt_draft, draft_of, write_atomically, write_draft
+from llmws.store.keys import missing_key
 from llmws.store.meta import MAX_SEGMENTS, LogState
 from llmws.store.record import HEADER_START, SALT_BYTES, BadLineError, LogKeys, Segment, SegmentCipher
 from llmws.store.recovery import EventIndex, Recovered
 from llmws.store_api import Record
+
+_logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES: Final = 65_536
 
@@ -30,19 +34,24 @@ class SegmentSource:
         kid: the master key for new segments.
         epoch: this opening's.
         random: gives so many random bytes, never the same again.
+
+    Attributes:
+        kid: see above. It stays for the epoch, in which meta has announced it: a log that begins a segment under a key
+            that meta does not name would look torn to a ring without that key.
     """
 
     def __init__(self, keys: LogKeys, kid: int, epoch: int, random: Callable[[int], bytes]) -> None:
         self._keys = keys
-        self._kid = kid
+        self.kid = kid
         self._epoch = epoch
         self._random = random
 
     def begin(self, base: int) -> SegmentCipher:
-        """The cipher of a fresh segment after record `base`."""
-        segment = Segment(kid=self._kid, epoch=self._epoch, base=base, salt=self._random(SALT_BYTES), end=base)
+        """The cipher of a fresh segment after record `base`. Raises StorageError where the master key has gone."""
+        segment = Segment(kid=self.kid, epoch=self._epoch, base=base, salt=self._random(SALT_BYTES), end=base)
         cipher = self._keys.cipher(segment)
-        assert cipher is not None
+        if cipher is None:
+            raise missing_key(self.kid)
         return cipher
 
 
@@ -122,32 +131,88 @@ class LogFile:
         start = self._index.find(after_seq)
         if start is None:
             return []
-        offset, cipher = start
-        headers = {cipher.header: cipher for cipher in self._in_file}
         events: list[tuple[int, bytes]] = []
         taken_bytes = 0
-        try:
-            for line in self._lines(offset):
-                if line.startswith(HEADER_START):
-                    cipher = headers[line]
-                    continue
-                record = cipher.unseal(line)
-                if record.kind != "event" or record.seq <= after_seq:
-                    continue
-                events.append((record.seq, record.value))
-                taken_bytes += len(record.value)
-                if taken_bytes >= limit_bytes:
-                    break
-        except (BadLineError, KeyError):
-            raise StorageError(f"{self._path.name} was damaged while it was open") from None
+        for record in self._records(*start):
+            if record.kind != "event" or record.seq <= after_seq or record.n < self.first_n:
+                continue
+            events.append((record.seq, record.value))
+            taken_bytes += len(record.value)
+            if taken_bytes >= limit_bytes:
+                break
         return events
 
-    def state(self) -> LogState:
+    def state(self, *, goes_on: bool = True) -> LogState:
         """What meta keeps of the log. The segment that comes next is announced before its header is written."""
         segments = [_with_end(cipher.segment, min(end, self.durable_n)) for cipher, end in self._in_file.items()]
-        if self._cipher not in self._in_file:
+        if goes_on and self._cipher not in self._in_file:
             segments.append(self._cipher.segment)
         return LogState(first_n=self.first_n, segments=tuple(segments[-MAX_SEGMENTS:]))
+
+    def drop_below(self, first_n: int) -> None:
+        """Forgets the records below `first_n`; `compact` takes them out of the file, once meta says so too.
+
+        Raises:
+            StorageError: there is no such record.
+        """
+        if not self.first_n <= first_n <= self.last_n:
+            raise StorageError(f"{self._path.name}: record {first_n} is not in the log, which cannot begin there")
+        self.first_n = first_n
+
+    def compact(self) -> None:
+        """Takes out the lines of forgotten records; the others stay as they are, byte for byte.
+
+        Without room for the shorter copy the file stays as it is, which is just as true.
+
+        Raises:
+            OSError: the file cannot be read or replaced.
+            StorageError: it was damaged since it was opened.
+        """
+        data = self._whole()
+        # Neither mark can be inside a line: base64 has no braces.
+        offset = 1 + data.find(b'\n{"n":%d,' % self.first_n)
+        start = data.rfind(HEADER_START, 0, offset)
+        header = data[start : data.find(b"\n", start) + 1]
+        cipher = {cipher.header: cipher for cipher in self._in_file}.get(header)
+        try:
+            if cipher is None or cipher.unseal(data[offset : data.find(b"\n", offset) + 1]).n != self.first_n:
+                raise BadLineError
+        except BadLineError:
+            raise self._damaged() from None
+        gone_bytes = offset - len(header)
+        if gone_bytes and self._replace(header + data[offset:]):
+            self._index.cut(offset, cipher, gone_bytes)
+            self._in_file = {cipher: end for cipher, end in self._in_file.items() if end >= self.first_n}
+
+    def is_sealed_under(self, kid: int) -> bool:
+        """Whether that master key opens every record."""
+        return all(cipher.segment.kid == kid for cipher in self._in_file)
+
+    def begin_over(self) -> None:
+        """Begins the segment that `reseal` puts in the place of all others; meta must announce it in between."""
+        self._cipher = self._source.begin(self.first_n - 1)
+
+    def reseal(self) -> None:
+        """Seals every record again, in the segment that `begin_over` began; without room the file stays as it is.
+
+        Raises:
+            OSError: the file cannot be read or replaced.
+            StorageError: it was damaged since it was opened.
+        """
+        cipher, index = self._cipher, EventIndex()
+        lines = [cipher.header]
+        size_bytes = len(cipher.header)
+        for record in self._records(0, None):
+            if record.n >= self.first_n:
+                lines.append(cipher.seal(record))
+                if record.kind == "event":
+                    index.add(record.seq, size_bytes, cipher)
+                size_bytes += len(lines[-1])
+        if self._replace(b"".join(lines)):
+            self._index = index
+            self._in_file = {cipher: self.last_n}
+        else:
+            self._cipher = self._source.begin(self.last_n)
 
     def forget(self) -> None:
         """Goes on after the newest record as if the file, which the caller unlinks, were not there."""
@@ -176,6 +241,21 @@ class LogFile:
             raise OSError(errno.ENOSPC, "the disk is full")
         return self._size_bytes + len(data)
 
+    def _replace(self, data: bytes) -> bool:
+        """Puts another file, which holds as much, in place of this one. False: there is no room for it."""
+        assert self.durable_n == self.last_n
+        try:
+            write_draft(self._disk, self._path, data)
+        except OSError as error:
+            _logger.warning("%s is not rewritten: %s", self._path, error.strerror or error)
+            with suppress(OSError):
+                self._disk.unlink(draft_of(self._path))
+            return False
+        self.release()
+        adopt_draft(self._disk, self._path)
+        self._size_bytes = len(data)
+        return True
+
     def _open(self, *, create: bool) -> int:
         if self._handle is None:
             self._handle = self._disk.open(self._path, create=create and self._size_bytes == 0)
@@ -183,13 +263,40 @@ class LogFile:
                 raise StorageError(f"{self._path.name} was changed by another program")
         return self._handle
 
+    def _records(self, offset: int, cipher: SegmentCipher | None) -> Iterator[Record]:
+        """The records from an offset on, where `cipher` holds; None: there a segment begins. Raises StorageError."""
+        headers = {cipher.header: cipher for cipher in self._in_file}
+        for line in self._lines(offset):
+            if line.startswith(HEADER_START):
+                cipher = headers.get(line)
+                continue
+            try:
+                if cipher is None:
+                    raise BadLineError
+                record = cipher.unseal(line)
+            except BadLineError:
+                raise self._damaged() from None
+            yield record
+
+    def _damaged(self) -> StorageError:
+        return StorageError(f"{self._path.name} was damaged while it was open")
+
+    def _whole(self) -> bytes:
+        data = self._disk.read(self._open(create=False), 0, self._size_bytes)
+        if len(data) != self._size_bytes:
+            raise self._cut()
+        return data
+
+    def _cut(self) -> StorageError:
+        return StorageError(f"{self._path.name} was cut while it was open")
+
     def _lines(self, offset: int) -> Iterator[bytes]:
         handle = self._open(create=False)
         rest = b""
         while offset < self._size_bytes:
             chunk = self._disk.read(handle, offset, min(_CHUNK_BYTES, self._size_bytes - offset))
             if not chunk:
-                raise StorageError(f"{self._path.name} was cut while it was open")
+                raise self._cut()
             offset += len(chunk)
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:

@@ -16,6 +16,8 @@ from llmws.store.meta import MAX_ENDS
 from llmws.store_api import (
     Append,
     Close,
+    Compact,
+    Compacted,
     Create,
     Created,
     Delete,
@@ -24,6 +26,7 @@ from llmws.store_api import (
     Dropped,
     Failed,
     Flushed,
+    Keep,
     LogName,
     Open,
     Opened,
@@ -33,6 +36,7 @@ from llmws.store_api import (
     SessionMeta,
     StoreEvent,
     StoreOp,
+    Surveyed,
     Unknown,
 )
 
@@ -74,6 +78,7 @@ class MemoryStore:
         self._notify: Callable[[], None] = lambda: None
         self._notified = False
         self._queue: list[StoreOp] = []
+        self._surveys = 0
         self._answers: list[StoreEvent] = []
         self._open: dict[str, _Session] = {}
         self._failed: set[str] = set()
@@ -81,7 +86,7 @@ class MemoryStore:
     def start(self, notify: Callable[[], None]) -> None:
         """See `SessionStore`."""
         self._notify = notify
-        if self._queue:
+        if self._queue or self._surveys:
             notify()
 
     def unfinished(self) -> list[str]:
@@ -90,9 +95,17 @@ class MemoryStore:
             session_id for session_id, session in reversed(self._disk.sessions.items()) if session.records["buffer"]
         ]
 
-    def submit(self, op: StoreOp) -> None:
+    def survey(self) -> None:
         """See `SessionStore`."""
-        self._queue.append(op)
+        self._surveys += 1
+        self._tell()
+
+    def submit(self, *ops: StoreOp) -> None:
+        """See `SessionStore`."""
+        self._queue.extend(ops)
+        self._tell()
+
+    def _tell(self) -> None:
         if not self._notified:
             self._notified = True
             self._notify()
@@ -103,8 +116,9 @@ class MemoryStore:
         queue, self._queue = self._queue, []
         for op in queue:
             self._carry_out(op)
+        surveys, self._surveys = self._surveys, 0
         answers, self._answers = self._answers, []
-        return answers
+        return answers + [self._surveyed()] * surveys
 
     def close(self) -> None:
         """See `SessionStore`."""
@@ -123,7 +137,7 @@ class MemoryStore:
             case Open():
                 self._open_session(op.session_id)
             case Delete():
-                self._delete(op.session_id)
+                self._delete(op)
             case _:
                 session = self._open.get(op.session_id)
                 if session is not None:
@@ -131,7 +145,7 @@ class MemoryStore:
                 elif op.session_id not in self._failed:
                     self._fail(op.session_id, "the session is not open")
 
-    def _use(self, session: _Session, op: Append | Read | DropBuffer | Close) -> None:
+    def _use(self, session: _Session, op: Append | Read | DropBuffer | Compact | Keep | Close) -> None:
         if op.session_id in self._disk.failing and not isinstance(op, Read):
             self._disk.failing.remove(op.session_id)
             self._fail(op.session_id, "the disk failed: told to")
@@ -145,6 +159,10 @@ class MemoryStore:
                 session.meta = op.meta
                 session.records["buffer"].clear()
                 self._answers.append(Dropped(session_id=op.session_id))
+            case Compact():
+                self._compact(session, op)
+            case Keep():
+                session.meta = op.meta
             case Close():
                 session.meta = op.meta
                 del self._open[op.session_id]
@@ -199,12 +217,27 @@ class MemoryStore:
         written = session.next_n[op.log] - 1
         self._answers.append(Flushed(session_id=op.session_id, log=op.log, written=written, durable=written))
 
-    def _delete(self, session_id: str) -> None:
-        self._failed.discard(session_id)
-        self._open.pop(session_id, None)
-        self._disk.sessions.pop(session_id, None)
-        self._disk.deleted.add(session_id)
-        self._answers.append(Deleted(session_id=session_id))
+    def _compact(self, session: _Session, op: Compact) -> None:
+        numbers = [record.n for record in session.records["buffer"]]
+        if op.first_n not in numbers:
+            self._fail(op.session_id, f"buffer: record {op.first_n} is not in the log, which cannot begin there")
+            return
+        session.meta = op.meta
+        del session.records["buffer"][: numbers.index(op.first_n)]
+        self._answers.append(Compacted(session_id=op.session_id, first_n=op.first_n))
+
+    def _delete(self, op: Delete) -> None:
+        self._failed.discard(op.session_id)
+        self._open.pop(op.session_id, None)
+        self._disk.sessions.pop(op.session_id, None)
+        if op.keep_tombstone:
+            self._disk.deleted.add(op.session_id)
+        self._answers.append(Deleted(session_id=op.session_id))
+
+    def _surveyed(self) -> Surveyed:
+        sessions = self._disk.sessions.items()
+        metas = [(session_id, msgspec.structs.replace(session.meta, finished=())) for session_id, session in sessions]
+        return Surveyed(sessions=tuple(metas), is_last=True)
 
     def _fail(self, session_id: str, message: str) -> None:
         self._failed.add(session_id)

@@ -34,6 +34,16 @@ class EventIndex:
             self._seqs.append(seq)
             self._marks.append((offset, cipher))
 
+    def cut(self, offset: int, cipher: SegmentCipher, shift: int) -> None:
+        """What lay before `offset`, where `cipher` holds, is gone; the rest moved `shift` bytes to the beginning."""
+        gone = sum(mark < offset for mark, _ in self._marks)
+        if gone:
+            # A mark must stand before the first event that is left, wherever that is.
+            gone -= 1
+            self._marks[gone] = (offset, cipher)
+        del self._seqs[:gone]
+        self._marks = [(mark - shift, at) for mark, at in self._marks[gone:]]
+
     def find(self, after_seq: int) -> tuple[int, SegmentCipher] | None:
         """An offset at or before the first event beyond `after_seq`, and the cipher there; None if there is none."""
         if not self._marks:
@@ -88,10 +98,9 @@ def recover(
     for line in io.BytesIO(data):
         try:
             if line.startswith(HEADER_START):
-                cipher = _following(cipher, last_n, first_n, keys.read_header(line))
-                last_n = cipher.segment.base
+                cipher = _following(cipher, last_n, keys.read_header(line))
             else:
-                record = _next_record(cipher, last_n, line)
+                record = _next_record(cipher, last_n, first_n, line)
                 assert cipher is not None
                 last_n = record.n
                 good_bytes = offset + len(line)
@@ -106,6 +115,7 @@ def recover(
             break
         offset += len(line)
     rest = data[offset:]
+    known = [*_known(state.segments, keys), *ciphers, *([] if cipher is None else [cipher])]
     if not records:
         # Everything in it was dropped already: the file goes, and with it what is known of its inside.
         good_bytes, index = 0, EventIndex()
@@ -115,30 +125,26 @@ def recover(
         ends=tuple(ends.items()),
         last_n=records[-1].n if records else first_n - 1,
         good_bytes=good_bytes,
-        corrupt=bool(rest) and _holds_record(rest, keys, first_n, [*_known(state.segments, keys), *ciphers]),
+        corrupt=bool(rest) and _holds_record(rest, keys, first_n, known),
         index=index,
     )
 
 
-def _following(
-    cipher: SegmentCipher | None, last_n: int | None, first_n: int, following: SegmentCipher
-) -> SegmentCipher:
+def _following(cipher: SegmentCipher | None, last_n: int | None, following: SegmentCipher) -> SegmentCipher:
     """The segment that a header begins, if it may stand here."""
     segment = following.segment
-    if cipher is None or last_n is None:
-        in_order = segment.base < first_n
-    else:
-        in_order = segment.base == last_n and segment.epoch >= cipher.segment.epoch
-    if not in_order:
+    if cipher is not None and (segment.base != last_n or segment.epoch < cipher.segment.epoch):
         raise BadLineError
     return following
 
 
-def _next_record(cipher: SegmentCipher | None, last_n: int | None, line: bytes) -> Record:
-    if cipher is None or last_n is None:
+def _next_record(cipher: SegmentCipher | None, last_n: int | None, first_n: int, line: bytes) -> Record:
+    """The record in a line, if it may stand here. The file's first one may be any that leaves no gap to `first_n`."""
+    if cipher is None:
         raise BadLineError
     record = cipher.unseal(line)
-    if record.n != last_n + 1:
+    in_order = cipher.segment.base < record.n <= first_n if last_n is None else record.n == last_n + 1
+    if not in_order:
         raise BadLineError
     return record
 

@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, Literal
 
 from llmws.errors import ConfigError, StorageError
 from llmws.store.folder import (
@@ -26,10 +26,14 @@ from llmws.store.folder import (
     list_unfinished,
     open_session,
     prepare,
+    reseal_session,
 )
+from llmws.store.survey import Surveyor
 from llmws.store_api import (
     Append,
     Close,
+    Compact,
+    Compacted,
     Create,
     Created,
     Delete,
@@ -38,6 +42,7 @@ from llmws.store_api import (
     Dropped,
     Failed,
     Flushed,
+    Keep,
     LogName,
     Open,
     Read,
@@ -57,10 +62,21 @@ _SYNCS_IN_FLIGHT: Final = 24
 # Files side by side share one journal commit; opening and reading use the interpreter, where more threads gain nothing.
 _SYNC_THREADS: Final = 8
 _TASK_THREADS: Final = 4
+_RESEAL_TIMEOUT_S: Final = 60
 
 
 class _NotOpenError(Exception):
     """An operation came for a session that is not open, most likely one that has just failed."""
+
+
+class _Reseal:
+    """The store's own operation: brings a session that nobody has open under the newest master key."""
+
+    __slots__ = ("done", "session_id")
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.done = threading.Event()
 
 
 class _Lane:
@@ -73,7 +89,7 @@ class _Lane:
 
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
-        self.ops: deque[StoreOp] = deque()
+        self.ops: deque[StoreOp | _Reseal] = deque()
         self.busy = False
         self.failed = False
         self.folder: SessionFolder | None = None
@@ -88,12 +104,18 @@ class _Lane:
 class FileStore:
     """Keeps session logs in a state folder that the caller holds (`hold_state_folder`). Implements `SessionStore`.
 
+    Args:
+        site: the folder.
+        durability: at `os` only what asks for it is synced; at `disk` everything is, and `Flushed` comes after that.
+            One sync a session is in flight, and what comes meanwhile shares the next: that is the group commit.
+
     Raises:
         ConfigError: the folder cannot be written.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, durability: Literal["os", "disk"] = "os") -> None:
         self._site = site
+        self._sync_all = durability == "disk"
         self._changed = threading.Condition()
         self._lanes: dict[str, _Lane] = {}
         self._ready: deque[_Lane] = deque()
@@ -107,6 +129,7 @@ class FileStore:
         self._syncs = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="llmws-sync")
         self._tasks = ThreadPoolExecutor(_TASK_THREADS, thread_name_prefix="llmws-store")
         self._writer = threading.Thread(target=self._write, name="llmws-writer", daemon=True)
+        self._surveyor = Surveyor(site, self._post, self._reseal)
         try:
             prepare(site)
         except OSError as error:
@@ -118,22 +141,19 @@ class FileStore:
         """See `SessionStore`."""
         self._notify = notify
         self._writer.start()
+        self._surveyor.start()
 
     def unfinished(self) -> list[str]:
         """See `SessionStore`."""
         return list_unfinished(self._site)
 
-    def submit(self, op: StoreOp) -> None:
+    def survey(self) -> None:
         """See `SessionStore`."""
-        with self._changed:
-            if self._closing:
-                raise RuntimeError("the store is closed")
-            lane = self._lanes.get(op.session_id)
-            if lane is None:
-                lane = self._lanes[op.session_id] = _Lane(op.session_id)
-            lane.ops.append(op)
-            if not lane.busy:
-                self._make_ready(lane)
+        self._surveyor.request()
+
+    def submit(self, *ops: StoreOp) -> None:
+        """See `SessionStore`."""
+        self._submit(ops)
 
     def take(self) -> list[StoreEvent]:
         """See `SessionStore`."""
@@ -144,6 +164,7 @@ class FileStore:
 
     def close(self) -> None:
         """See `SessionStore`. Sessions that are still open keep the meta they have."""
+        self._surveyor.close()
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -154,6 +175,18 @@ class FileStore:
 
     # --- lanes -----------------------------------------------------------------------------------------------------
 
+    def _submit(self, ops: Iterable[StoreOp | _Reseal]) -> None:
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the store is closed")
+            for op in ops:
+                lane = self._lanes.get(op.session_id)
+                if lane is None:
+                    lane = self._lanes[op.session_id] = _Lane(op.session_id)
+                lane.ops.append(op)
+                if not lane.busy:
+                    self._make_ready(lane)
+
     def _make_ready(self, lane: _Lane) -> None:
         """Gives a lane with queued operations to the writer. The lock is held."""
         lane.busy = True
@@ -161,7 +194,7 @@ class FileStore:
         self._ready.append(lane)
         self._changed.notify()
 
-    def _next_round(self) -> list[tuple[_Lane, StoreOp | list[Append]]]:
+    def _next_round(self) -> list[tuple[_Lane, StoreOp | _Reseal | list[Append]]]:
         """Waits for lanes with work, and takes of each what can be done now. Empty: the store is closed and done."""
         with self._changed:
             while not self._ready and (self._busy or not self._closing):
@@ -237,7 +270,9 @@ class FileStore:
         with self._failures_of(lane):
             for log, of_log in records.items():
                 lane.opened().logs[log].append(of_log)
-                answers.append(_progress(lane, log))
+            if self._sync_all:
+                return sorted(records)
+            answers.extend(_progress(lane, log) for log in records)
             return sorted({append.log for append in appends if append.sync})
         return []
 
@@ -251,15 +286,19 @@ class FileStore:
         self._sync_slots.release()
         self._free([lane])
 
-    def _carry_out(self, lane: _Lane, op: StoreOp) -> None:
-        with self._failures_of(lane):
-            self._perform(lane, op)
+    def _carry_out(self, lane: _Lane, op: StoreOp | _Reseal) -> None:
+        if isinstance(op, _Reseal):
+            self._carry_out_reseal(lane, op)
+        else:
+            with self._failures_of(lane):
+                self._perform(lane, op)
         self._free([lane])
 
     def _perform(self, lane: _Lane, op: StoreOp) -> None:
         match op:
             case Create():
                 lane.failed = False
+                self._site.keys.refresh()
                 lane.folder = create_session(self._site, op.session_id, op.epoch, op.meta)
                 self._post(Created(session_id=op.session_id, ledger_key=lane.folder.ledger_key))
             case Open():
@@ -271,6 +310,11 @@ class FileStore:
             case DropBuffer():
                 lane.opened().drop_buffer(op.meta)
                 self._post(Dropped(session_id=op.session_id))
+            case Compact():
+                lane.opened().compact(op.first_n, op.meta)
+                self._post(Compacted(session_id=op.session_id, first_n=op.first_n))
+            case Keep():
+                lane.opened().keep(op.meta)
             case Close():
                 lane.opened().close(op.meta)
                 lane.folder = None
@@ -279,18 +323,40 @@ class FileStore:
                 if lane.folder is not None:
                     lane.folder.release()
                     lane.folder = None
-                delete_session(self._site, op.session_id)
+                delete_session(self._site, op.session_id, keep_tombstone=op.keep_tombstone)
                 self._post(Deleted(session_id=op.session_id))
 
     def _open(self, lane: _Lane) -> None:
         if lane.folder is not None:
             raise StorageError("the session is open already")
+        self._site.keys.refresh()
         opened = open_session(self._site, lane.session_id)
         if opened is None:
             self._post(Unknown(session_id=lane.session_id))
         else:
             lane.folder, answer = opened
             self._post(answer)
+
+    # --- keys ------------------------------------------------------------------------------------------------------
+
+    def _reseal(self, session_id: str) -> None:
+        """Brings a session under the newest master key, if nobody has it open, and waits for that."""
+        op = _Reseal(session_id)
+        self._submit([op])
+        if not op.done.wait(_RESEAL_TIMEOUT_S):
+            _logger.warning("session %s is not sealed under the newest master key yet", session_id)
+
+    def _carry_out_reseal(self, lane: _Lane, op: _Reseal) -> None:
+        try:
+            # An open session is resealed when it is closed.
+            if lane.folder is None:
+                reseal_session(self._site, lane.session_id)
+        except (OSError, StorageError) as error:
+            _logger.warning("session %s stays under an older master key: %s", lane.session_id, error)
+        except Exception:
+            _logger.exception("session %s", lane.session_id)
+        finally:
+            op.done.set()
 
     # --- failures --------------------------------------------------------------------------------------------------
 
@@ -320,7 +386,7 @@ class FileStore:
         self._post(Failed(session_id=lane.session_id, message=message))
 
 
-def _next_work(lane: _Lane) -> StoreOp | list[Append]:
+def _next_work(lane: _Lane) -> StoreOp | _Reseal | list[Append]:
     """Takes a lane's first operation, or all the appends that it begins with."""
     op = lane.ops.popleft()
     if not isinstance(op, Append):

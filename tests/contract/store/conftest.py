@@ -35,8 +35,7 @@ class Client:
         self._news.set()
 
     def submit(self, *ops: StoreOp) -> None:
-        for op in ops:
-            self.store.submit(op)
+        self.store.submit(*ops)
 
     def wait(self, kind: type[Answer], found: Callable[[Answer], bool] = lambda answer: True) -> Answer:
         """The first answer of a kind, or the first such that `found` says so; those before it are kept in `passed`."""

@@ -6,20 +6,25 @@ import pytest
 from llmws.store_api import (
     Append,
     Close,
+    Compact,
+    Compacted,
     Create,
     Created,
     Delete,
+    Deleted,
     DropBuffer,
     Dropped,
     Failed,
     Finished,
     Flushed,
+    Keep,
     Open,
     Opened,
     Read,
     ReadResult,
     Record,
     SessionMeta,
+    Surveyed,
     Unknown,
 )
 
@@ -169,6 +174,111 @@ def test_a_dropped_buffer_is_gone_and_numbers_run_on_in_the_same_epoch(world):
     world.crash()
     opened = world.start().ask(Open(session_id=ID), Opened)
     assert (opened.records, opened.next_n, opened.ends, opened.meta) == ((event(3),), 4, ((7, 3),), meta(2))
+
+
+def compact(first_n: int, last_seq: int = 0) -> Compact:
+    return Compact(session_id=ID, first_n=first_n, meta=meta(last_seq))
+
+
+def test_a_compacted_buffer_begins_with_the_record_named_and_goes_on_in_the_same_epoch(world):
+    client = world.start()
+    client.ask(create(), Created)
+    client.submit(append(1, 2, 3, 4), compact(3, last_seq=4), append(5), read(0), read(3))
+    compacted = client.wait(Compacted)
+    assert (compacted.session_id, compacted.first_n) == (ID, 3)
+    assert client.wait(ReadResult).events == tuple((n, event(n).value) for n in (3, 4, 5))
+    assert client.wait(ReadResult).events == tuple((n, event(n).value) for n in (4, 5))
+    world.crash()
+    opened = world.start().ask(Open(session_id=ID), Opened)
+    assert (opened.records, opened.next_n) == ((event(3), event(4), event(5)), 6)
+    assert (opened.ends, opened.corrupt_epoch, opened.meta) == (((7, 5),), 0, meta(4))
+
+
+def test_a_buffer_may_be_compacted_again_and_down_to_its_newest_record(world):
+    client = world.start()
+    client.ask(create(), Created)
+    client.submit(append(*range(1, 11)), compact(4), compact(4), compact(10), append(11), compact(11), read(0))
+    assert client.wait(ReadResult).events == ((11, event(11).value),)
+    assert [answer.first_n for answer in client.passed if isinstance(answer, Compacted)] == [4, 4, 10, 11]
+
+
+@pytest.mark.parametrize("first_n", [1, 5, 100])
+def test_a_log_cannot_begin_with_a_record_that_it_does_not_hold(world, first_n):
+    client = world.start()
+    client.ask(create(), Created)
+    client.submit(append(1, 2, 3, 4), compact(3))
+    client.wait(Compacted)
+    assert "cannot begin there" in client.ask(compact(first_n), Failed).message
+    assert client.ask(Open(session_id=ID), Opened).records == (event(3), event(4))
+
+
+def test_an_empty_log_cannot_be_compacted(world):
+    client = world.start()
+    client.ask(create(), Created)
+    assert "cannot begin there" in client.ask(compact(1), Failed).message
+
+
+def test_events_are_found_anywhere_after_a_compaction(world):
+    """Enough of them for several marks of an index, which all have moved."""
+    client = world.start()
+    client.ask(create(), Created)
+    client.submit(append(*range(1, 3001)), compact(1234), append(*range(3001, 5001)))
+    for after in (0, 1232, 1233, 1234, 1500, 2999, 3000, 4998):
+        first = max(after + 1, 1234)
+        assert client.ask(read(after, limit_bytes=1), ReadResult).events == ((first, event(first).value),)
+    assert len(client.ask(read(0, limit_bytes=10**9), ReadResult).events) == 5000 - 1233
+
+
+def test_what_is_kept_comes_back_after_a_kill(world):
+    client = world.start()
+    client.ask(create(), Created)
+    kept = msgspec.structs.replace(meta(1), title="Übung", messages=3, idle_since_s=12.5, archived=True)
+    client.submit(append(1), Keep(session_id=ID, meta=kept), read(0))
+    client.wait(ReadResult)
+    world.crash()
+    opened = world.start().ask(Open(session_id=ID), Opened)
+    assert (opened.meta, opened.records) == (kept, (event(1),))
+
+
+def survey(client) -> dict[str, SessionMeta]:
+    client.store.survey()
+    found: list[tuple[str, SessionMeta]] = []
+    while True:
+        surveyed = client.wait(Surveyed)
+        found.extend(surveyed.sessions)
+        if surveyed.is_last:
+            assert len(dict(found)) == len(found)
+            return dict(found)
+
+
+def test_a_survey_of_nothing_is_answered_too(world):
+    assert survey(world.start()) == {}
+
+
+def test_a_survey_tells_of_all_sessions_open_or_not_but_not_what_they_finished(world):
+    client = world.start()
+    for session_id in (ID, OTHER):
+        client.ask(create(session_id), Created)
+    finished = (Finished(id_mac=b"i" * 32, body_mac=b"b" * 32, terminal="done"),)
+    kept = msgspec.structs.replace(meta(1), title="t", finished=finished)
+    client.submit(append(1), Keep(session_id=ID, meta=kept), Close(session_id=OTHER, meta=META), read(0))
+    client.wait(ReadResult)
+    client.ask(Open(session_id="00000000-0000-4000-8000-00000000000f"), Unknown)
+    client.submit(Open(session_id=OTHER))
+    client.wait(Opened)
+    assert survey(client) == {ID: msgspec.structs.replace(kept, finished=()), OTHER: META}
+    client.ask(append(2), Flushed)
+    client.ask(Delete(session_id=OTHER), Deleted)
+    assert list(survey(client)) == [ID]
+
+
+def test_a_session_deleted_without_a_tombstone_leaves_nothing_not_even_its_id(world):
+    client = world.start()
+    client.ask(create(), Created)
+    client.submit(append(1), Delete(session_id=ID, keep_tombstone=False), Open(session_id=ID), create(), read(0))
+    client.wait(Unknown)
+    assert client.wait(ReadResult).events == ()
+    assert [type(answer) for answer in client.passed] == [Created]
 
 
 def test_only_sessions_with_a_buffer_are_unfinished_newest_first(world):
