@@ -12,11 +12,17 @@ TIMEOUT_S = 60
 
 
 class Listener:
-    """Takes what an engine says, as it comes, and keeps it."""
+    """Takes what an engine says, as it comes, and keeps it.
+
+    Attributes:
+        heard: everything, in order.
+        takes: the same, a list for each `take`.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.heard: list[EngineEvent] = []
+        self.takes: list[list[EngineEvent]] = []
         self._news = threading.Event()
         engine.start(self._news.set)
 
@@ -24,9 +30,21 @@ class Listener:
         """Listens until `enough`; every wait is for a call of the engine's `notify`."""
         deadline = time.monotonic() + TIMEOUT_S
         while not enough():
-            assert self._news.wait(deadline - time.monotonic()), f"heard only {self.heard[-5:]}"
-            self._news.clear()
-            self.heard += self.engine.take()
+            assert self.was_notified(deadline - time.monotonic()), f"heard only {self.heard[-5:]}"
+            self.take()
+
+    def was_notified(self, timeout_s: float = TIMEOUT_S) -> bool:
+        """Whether the engine has called `notify` since this was last asked, or does within this time."""
+        was = self._news.wait(timeout_s)
+        self._news.clear()
+        return was
+
+    def take(self) -> list[EngineEvent]:
+        """What the engine has now, which may be nothing."""
+        taken = self.engine.take()
+        self.takes.append(taken)
+        self.heard += taken
+        return taken
 
     def load(self, model: ModelRef) -> ModelLoaded | ModelFailed:
         """Loads a model and listens to the end of it."""
@@ -40,6 +58,10 @@ class Listener:
 
     def chunks(self, key: str) -> list[Chunk]:
         return [event for event in self.heard if isinstance(event, Chunk) and event.key == key]
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """What a request has gained so far."""
+        return tuple(each for chunk in self.chunks(key) for each in chunk.ids)
 
     def ended(self, *keys: str) -> bool:
         """Whether each of these requests has come to its end."""

@@ -1,24 +1,20 @@
-"""What every engine promises: the scripted one, the worker without a model, and the worker with the guide model.
+"""What every engine promises: the scripted one, the worker without a model, and the worker with a tiny real model.
 
-`Case` is all that a test knows of the engine it runs on.
+Each runs on its thread, as in the product, and in a child process: an engine's values are data. `Case` is all that a
+test knows of the engine it runs on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import threading
+from collections.abc import Iterator
 
 import msgspec
 import pytest
 
-from llmws.config import LimitsSection, OptimizationSection
-from llmws.engine.local import LocalEngine
-from llmws.engine.scripted import ScriptedEngine, Step
-from llmws.engine.worker import Worker
+from llmws.engine.mailbox import CAPACITY
 from llmws.engine_api import (
     Chunk,
-    Engine,
     EngineEvent,
     GenerationRequest,
     ModelFailed,
@@ -28,53 +24,27 @@ from llmws.engine_api import (
 )
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
+from tests.contract.engine.engines import GREEDY, KINDS, LONG, SEEDED, Case, ref, save_poisoned
 from tests.contract.engine.listening import Listener, is_last, whole
-from tests.contract.engine.scripted_runner import AlphabetLoader
+from tests.support.engine_process import ProcessEngine
 
-GUIDE = Path(__file__).parents[3] / "models" / "llmws-guide"
-PROMPT = tuple(range(100, 110))
-
-
-@dataclass
-class Case:
-    """An engine that runs, and what it can be asked."""
-
-    ear: Listener
-    model: ModelRef
-    broken: ModelRef
-
-    @property
-    def engine(self) -> Engine:
-        return self.ear.engine
-
-    def request(self, key: str, **changes) -> GenerationRequest:
-        fields = {"prompt_ids": PROMPT, "sampling": Sampling(do_sample=False, seed=1), "max_new_tokens": 12}
-        return GenerationRequest(key=key, **(fields | changes))
+PLACES = [
+    f"{kind}-{place}" for place in ("thread", "process") for kind in KINDS if (kind, place) != ("worker", "process")
+]
 
 
-def ref(name: str, location: Path = Path("/models")) -> ModelRef:
-    return ModelRef(
-        name=name, path=f"models/{name}", location=str(location / name), size_bytes=2_000_000, source="models"
-    )
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> ModelRef:
+    return save_poisoned(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def scripted() -> Engine:
-    letters = [Step(((i, chr(96 + i)),)) for i in range(1, 27)]
-    return ScriptedEngine([*letters, Step(((0, ""),), finish="stop")], broken={"bad": "it is bad"}, interval_s=0)
-
-
-ENGINES: dict[str, Callable[[], Engine]] = {
-    "scripted": scripted,
-    "worker": lambda: Worker(AlphabetLoader),
-    "local": lambda: LocalEngine(OptimizationSection(device="cpu", threads=1), LimitsSection()),
-}
-
-
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=PLACES)
 def case(request) -> Iterator[Case]:
-    engine = ENGINES[request.param]()
-    model = ref("llmws-guide", GUIDE.parent) if request.param == "local" else ref("m")
-    yield Case(Listener(engine), model, ref("bad"))
+    name, place = request.param.split("-")
+    kind = KINDS[name]
+    model = request.getfixturevalue("tiny_model") if name == "local" else ref("m")
+    engine = kind.make() if place == "thread" else ProcessEngine(kind.make)
+    yield Case(Listener(engine), kind, model, ref("bad"))
     engine.close()
 
 
@@ -82,6 +52,198 @@ def case(request) -> Iterator[Case]:
 def loaded(case) -> Case:
     assert isinstance(case.ear.load(case.model), ModelLoaded)
     return case
+
+
+# --- streams -----------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_contiguous_and_ends_once(loaded):
+    loaded.ask("a")
+    (answer,) = loaded.ear.answer("a")
+    chunks = loaded.ear.chunks("a")
+
+    assert (answer.index, len(answer.ids), answer.finish) == (0, 12, "length")
+    assert answer.text
+    assert [is_last(chunk) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+def test_streams_side_by_side_are_each_contiguous_and_end_once(loaded):
+    keys = [f"s{i}" for i in range(7)]
+    for key in keys:
+        loaded.ask(key)
+    answers = loaded.ear.answer(*keys)
+
+    assert {(answer.ids, answer.text) for answer in answers} == {(answers[0].ids, answers[0].text)}
+    assert [sum(is_last(chunk) for chunk in loaded.ear.chunks(key)) for key in keys] == [1] * 7
+    assert loaded.engine.load_state().running == 0
+
+
+def test_a_take_holds_one_chunk_of_a_request(loaded):
+    """What came since the last take is merged, also where requests took turns."""
+    keys = ("a", "b")
+    for key in keys:
+        loaded.ask(key, max_new_tokens=LONG)
+    loaded.ear.answer(*keys)
+
+    for taken in loaded.ear.takes:
+        told = [event.key for event in taken if isinstance(event, Chunk)]
+        assert len(told) == len(set(told))
+
+
+def test_an_engine_that_nobody_listens_to_stops(loaded):
+    """So the device never runs ahead of the log; there is no second notice either before a take."""
+    loaded.ask("a", max_new_tokens=LONG)
+    assert loaded.ear.was_notified()
+    loaded.ear.take()
+    assert loaded.ear.was_notified()
+    assert not loaded.ear.was_notified(0.1)
+
+    assert sum(len(event.ids) for event in loaded.ear.take()) <= CAPACITY
+    (answer,) = loaded.ear.answer("a")
+    assert len(answer.ids) == LONG
+
+
+def test_no_news_is_lost(loaded):
+    """Each of these short answers is heard because of a notice of its own; `until` waits for nothing else."""
+    for number in range(40):
+        loaded.ask(f"{number}", max_new_tokens=1)
+        assert len(loaded.ear.answer(f"{number}")[0].ids) == 1
+
+
+def test_an_engine_may_be_asked_from_many_threads(loaded):
+    def ask(name: str) -> None:
+        for number in range(5):
+            loaded.ask(f"{name}{number}", max_new_tokens=3)
+            loaded.engine.cancel("never was")
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    answers = loaded.ear.answer(*(f"{name}{number}" for name in "abcd" for number in range(5)))
+    for thread in threads:
+        thread.join()
+
+    assert [len(answer.ids) for answer in answers] == [3] * 20
+
+
+# --- continuing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+def test_a_stream_that_is_cut_at_any_token_goes_on_alike(loaded, sampling):
+    """Emitted ids are not said again; the text goes on from what was sent, which may lag behind the ids."""
+    loaded.ask("whole", sampling=sampling)
+    (answer,) = loaded.ear.answer("whole")
+    sent = {0: ""}
+    for chunk in loaded.ear.chunks("whole"):
+        sent[chunk.index + len(chunk.ids)] = sent[chunk.index] + chunk.text
+    lags = {cut: max(at for at in sent if at <= cut) for cut in range(len(answer.ids) + 1)}
+    for cut, sent_at in lags.items():
+        loaded.ask(str(cut), sampling=sampling, emitted_ids=answer.ids[:cut], emitted_text=sent[sent_at])
+    rests = loaded.ear.answer(*map(str, lags))
+
+    for (cut, sent_at), rest in zip(lags.items(), rests, strict=True):
+        assert (rest.index, answer.ids[:cut] + rest.ids) == (cut, answer.ids)
+        assert (sent[sent_at] + rest.text, rest.finish) == (answer.text, answer.finish)
+
+
+def test_text_that_was_not_sent_is_sent_first(loaded):
+    """The process died between sampling and sending: all ids are there, and half of the text."""
+    loaded.ask("whole")
+    (answer,) = loaded.ear.answer("whole")
+    half = answer.text[: len(answer.text) // 2]
+    loaded.ask("rest", emitted_ids=answer.ids, emitted_text=half)
+    (rest,) = loaded.ear.answer("rest")
+
+    assert (rest.index, rest.ids, rest.finish) == (12, (), "length")
+    assert half + rest.text == answer.text
+
+
+def test_the_same_seed_says_the_same_in_any_company(loaded):
+    loaded.ask("alone", sampling=SEEDED)
+    (alone,) = loaded.ear.answer("alone")
+    for key in ("one", "two", "three"):
+        loaded.ask(key, sampling=SEEDED)
+    answers = loaded.ear.answer("one", "two", "three")
+
+    assert [(each.ids, each.text) for each in answers] == [(alone.ids, alone.text)] * 3
+
+
+# --- faults --------------------------------------------------------------------------------------------------------
+
+
+def test_one_requests_error_leaves_the_others_unchanged(loaded):
+    loaded.ask("alone")
+    (alone,) = loaded.ear.answer("alone")
+    loaded.ask("well-1")
+    loaded.ask("sick", **loaded.kind.sick)
+    loaded.ask("well-2")
+    one, sick, two = loaded.ear.answer("well-1", "sick", "well-2")
+
+    assert (sick.error_code, sick.finish) == (ErrorCode.MODEL_FAILED, None)
+    assert sick.error_message
+    assert [(each.ids, each.text, each.finish) for each in (one, two)] == [(alone.ids, alone.text, "length")] * 2
+
+
+def test_without_a_model_a_request_says_so(case):
+    case.ask("a")
+
+    assert case.ear.answer("a")[0].error_code == ErrorCode.NO_MODEL
+
+
+def test_after_a_first_load_that_fails_there_is_no_model(case):
+    failed = case.ear.load(case.broken)
+    case.ask("a")
+
+    assert isinstance(failed, ModelFailed)
+    assert failed.kept is None
+    assert case.ear.answer("a")[0].error_code == ErrorCode.NO_MODEL
+
+
+# --- cancelling ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_stream_falls_silent_within_one_step(loaded):
+    """What is heard after it was in the mailbox already, but for the step under way."""
+    loaded.ask("long", max_new_tokens=LONG)
+    loaded.ear.until(lambda: len(loaded.ear.ids("long")) >= 3)
+    before = len(loaded.ear.ids("long"))
+    loaded.engine.cancel("long")
+    loaded.ask("next")
+    loaded.ear.answer("next")
+
+    assert len(loaded.ear.ids("long")) - before <= CAPACITY + 1
+    assert not loaded.ear.ended("long")
+    assert loaded.engine.load_state().running == 0
+
+
+def test_a_request_that_waits_can_be_cancelled(loaded):
+    """Behind more than any of these engines runs at once."""
+    running = [f"r{number}" for number in range(40)]
+    for key in running:
+        loaded.ask(key)
+    loaded.ask("waiting")
+    loaded.engine.cancel("waiting")
+    loaded.ask("next")
+    loaded.ear.answer(*running, "next")
+
+    assert loaded.ear.chunks("waiting") == []
+    assert loaded.engine.load_state().queued == 0
+
+
+def test_there_is_nothing_to_cancel_in_what_never_was_or_has_ended(loaded):
+    loaded.engine.cancel("never was")
+    loaded.ask("a")
+    loaded.ear.answer("a")
+    loaded.engine.cancel("a")
+    loaded.engine.cancel("a")
+    loaded.ask("b")
+
+    assert loaded.ear.answer("b")[0].finish == "length"
+    assert len([chunk for chunk in loaded.ear.chunks("a") if is_last(chunk)]) == 1
+
+
+# --- models --------------------------------------------------------------------------------------------------------
 
 
 def test_a_load_reports_progress_and_then_the_model(case):
@@ -94,111 +256,93 @@ def test_a_load_reports_progress_and_then_the_model(case):
     assert reports[-1].bytes == reports[-1].total_bytes
 
 
-def test_without_a_model_a_request_says_so(case):
-    case.engine.submit(case.request("a"))
-
-    assert case.ear.answer("a")[0].error_code == ErrorCode.NO_MODEL
-
-
-def test_a_stream_is_contiguous_and_ends_once(loaded):
-    loaded.engine.submit(loaded.request("a"))
-    (answer,) = loaded.ear.answer("a")
-    chunks = loaded.ear.chunks("a")
-
-    assert (answer.index, len(answer.ids), answer.finish) == (0, 12, "length")
-    assert answer.text
-    assert [is_last(chunk) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
-
-
-def test_a_stream_that_is_cut_anywhere_goes_on_alike(loaded):
-    """Emitted ids are not said again, and the text joins, wherever the chunks were."""
-    loaded.engine.submit(loaded.request("whole"))
-    (answer,) = loaded.ear.answer("whole")
-    chunks = loaded.ear.chunks("whole")
-    for cut in range(len(chunks) + 1):
-        said = whole([Chunk(key="whole", index=0), *chunks[:cut]])
-        loaded.engine.submit(loaded.request(f"rest-{cut}", emitted_ids=said.ids, emitted_text=said.text))
-        (rest,) = loaded.ear.answer(f"rest-{cut}")
-
-        assert (rest.index, said.ids + rest.ids) == (len(said.ids), answer.ids)
-        assert (said.text + rest.text, rest.finish) == (answer.text, answer.finish)
-
-
-def test_text_that_was_not_sent_is_sent_first(loaded):
-    """The process died between sampling and sending: all ids are there, and half of the text."""
-    loaded.engine.submit(loaded.request("whole"))
-    (answer,) = loaded.ear.answer("whole")
-    half = answer.text[: len(answer.text) // 2]
-    loaded.engine.submit(loaded.request("rest", emitted_ids=answer.ids, emitted_text=half))
-    (rest,) = loaded.ear.answer("rest")
-
-    assert (rest.index, rest.ids, rest.finish) == (12, (), "length")
-    assert half + rest.text == answer.text
-
-
-def test_several_streams_all_end(loaded):
-    keys = [f"s{i}" for i in range(7)]
-    for key in keys:
-        loaded.engine.submit(loaded.request(key))
-    answers = loaded.ear.answer(*keys)
-
-    assert {answer.ids for answer in answers} == {answers[0].ids}
-    assert loaded.engine.load_state().running == 0
-
-
-def test_a_cancelled_stream_falls_silent_and_the_next_one_speaks(loaded):
-    loaded.engine.submit(loaded.request("long", max_new_tokens=26))
-    loaded.engine.cancel("long")
-    loaded.engine.submit(loaded.request("next"))
-    loaded.ear.answer("next")
-    heard = len(loaded.ear.chunks("long"))
-    loaded.engine.submit(loaded.request("later"))
-    loaded.ear.answer("later")
-
-    assert len(loaded.ear.chunks("long")) == heard
-    assert loaded.ear.engine.load_state().running == 0
-
-
-def test_an_unknown_key_is_nothing_to_cancel(loaded):
-    loaded.engine.cancel("never was")
-    loaded.engine.submit(loaded.request("a"))
-
-    assert loaded.ear.answer("a")[0].finish == "length"
-
-
-def test_a_failed_load_says_what_is_kept(loaded):
+def test_a_failed_load_says_what_is_kept_and_that_goes_on(loaded):
     kept = loaded.ear.models()[-1].info
+    loaded.ask("before")
+    (before,) = loaded.ear.answer("before")
     failed = loaded.ear.load(loaded.broken)
-    loaded.engine.submit(loaded.request("a"))
+    loaded.ask("after")
+    (after,) = loaded.ear.answer("after")
 
     assert isinstance(failed, ModelFailed)
     assert (failed.name, failed.kept) == ("bad", kept)
     assert failed.message
-    assert loaded.ear.answer("a")[0].finish == "length"
+    assert (after.ids, after.text, after.finish) == (before.ids, before.text, "length")
 
 
-def test_a_first_load_that_fails_keeps_nothing(case):
-    assert case.ear.load(case.broken).kept is None
+def test_loads_and_requests_keep_their_order(loaded):
+    """A load waits for what came before it, and what comes after waits for the load."""
+    loaded.ask("old")
+    loaded.engine.load(loaded.model)
+    loaded.ask("new")
+    loaded.ear.answer("old", "new")
+    second_load = max(n for n, event in enumerate(loaded.ear.heard) if isinstance(event, ModelLoaded))
+
+    assert loaded.ear.ended("old", "new")
+    assert loaded.ear.heard.index(loaded.ear.chunks("old")[-1]) < second_load
+    assert loaded.ear.heard.index(loaded.ear.chunks("new")[0]) > second_load
 
 
 def test_what_is_asked_after_a_load_waits_for_it(case):
     case.engine.load(case.model)
-    case.engine.submit(case.request("a"))
+    case.ask("a")
 
     assert case.ear.answer("a")[0].finish == "length"
 
 
-def test_closing_under_way_returns(loaded):
+# --- closing -------------------------------------------------------------------------------------------------------
+
+
+def test_closing_while_streams_run_just_ends_them(loaded):
+    """What had come can still be taken, and nothing that is asked afterwards is answered or does harm."""
     for key in "abc":
-        loaded.engine.submit(loaded.request(key, max_new_tokens=26))
+        loaded.ask(key, max_new_tokens=LONG)
+    loaded.ear.until(lambda: bool(loaded.ear.chunks("a")))
     loaded.engine.close()
+    loaded.ear.take()
+    heard = len(loaded.ear.heard)
+    loaded.engine.cancel("a")
+    loaded.ask("late")
+    loaded.engine.load(loaded.model)
+
+    for key in "abc":
+        assert not loaded.ear.chunks(key) or whole(loaded.ear.chunks(key)).index == 0
+    assert loaded.ear.take() == []
+    assert len(loaded.ear.heard) == heard
 
 
-def test_everything_that_is_said_can_be_encoded(loaded):
+def test_closing_during_a_load_returns(case):
+    case.engine.load(case.model)
+    case.engine.close()
+    case.ear.take()
+
+    assert len(case.ear.models()) <= 1
+
+
+def test_closing_before_anything_was_asked_returns(case):
+    case.engine.close()
+    case.engine.close()
+
+    assert case.ear.take() == []
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_is_said_and_asked_can_be_encoded(loaded):
     """So that an engine may live in another process."""
-    loaded.engine.submit(loaded.request("a", sampling=Sampling(do_sample=False, seed=1, logprobs=1)))
+    asked = loaded.request(
+        "a", sampling=Sampling(do_sample=False, seed=1, logprobs=1, stop=["\n"], logit_bias={"5": 1})
+    )
+    loaded.engine.submit(asked)
+    loaded.ask("sick", **loaded.kind.sick)
     loaded.ear.load(loaded.broken)
-    loaded.ear.answer("a")
-    decoder = msgspec.msgpack.Decoder(list[EngineEvent])
+    loaded.ear.answer("a", "sick")
 
-    assert decoder.decode(msgspec.msgpack.encode(loaded.ear.heard)) == loaded.ear.heard
+    assert _there_and_back(loaded.ear.heard, list[EngineEvent]) == loaded.ear.heard
+    assert _there_and_back(asked, GenerationRequest) == asked
+    assert _there_and_back(loaded.model, ModelRef) == loaded.model
+
+
+def _there_and_back(value, kind):
+    return msgspec.msgpack.Decoder(kind).decode(msgspec.msgpack.encode(value))
