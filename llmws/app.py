@@ -34,12 +34,13 @@ from llmws.engine_api import Engine, MemoryProbe, ModelRef, ModelSource, PromptR
 from llmws.errors import ConfigError, ModelNotFoundError
 from llmws.places import (
     Places,
+    ServerState,
     read_server_state,
     ready_objects_dir,
     write_atomically,
     write_server_state,
 )
-from llmws.prompt.thread import ThreadRenderer
+from llmws.prompt.renderer import ProcessRenderer
 from llmws.protocol import messages as m
 from llmws.runtime.driver import Driver
 from llmws.server.hosts import is_loopback
@@ -47,6 +48,7 @@ from llmws.server.listen import Server, bind
 from llmws.server.ports import Identity
 from llmws.session import events as e
 from llmws.session.hub import Hub
+from llmws.session.session import Quota
 from llmws.session.state import HubSettings
 from llmws.store.folder import Site
 from llmws.store.keys import load_keys
@@ -105,7 +107,7 @@ def local_parts(config: Config, places: Places) -> Parts:
     return Parts(
         engine=LocalEngine(config.optimization, config.limits),
         probe=DeviceProbe(config.optimization.device),
-        prompts=ThreadRenderer(),
+        prompts=ProcessRenderer(),
         models=Catalog(places.models_dir, places.own_models_dir, places.bundled_dir),
     )
 
@@ -192,10 +194,10 @@ class _App:
         write_server_state(places.state_dir, self._remembered)
         clock = SystemClock()
         keys = load_keys(places.state_dir, key_file=places.key_file)
-        self._store = FileStore(Site(state=places.state_dir, keys=keys))
+        self._store = FileStore(Site(state=places.state_dir, keys=keys), durability=config.storage.durability)
         self._found = tuple(parts.models.scan())
         self._first_model = self._choose_model()
-        hub = Hub(hub_settings(config, self._remembered.node_id), clock=clock, entropy=SystemEntropy())
+        hub = Hub(hub_settings(config, self._remembered), clock=clock, entropy=SystemEntropy())
         self._driver = Driver(
             hub,
             engine=parts.engine,
@@ -204,6 +206,7 @@ class _App:
             models=parts.models,
             probe=parts.probe,
             remember_model=self._remember_model,
+            save_uptime=self._save_uptime,
         )
         self._tokens = TokenFile(places.state_dir / "tokens.json")
         self._token_file: Path | None = None
@@ -301,17 +304,32 @@ class _App:
         return Identity(found.principal, found.role)
 
     def _remember_model(self, name: str) -> None:
-        self._remembered = msgspec.structs.replace(self._remembered, model=name)
-        write_server_state(self._places.state_dir, self._remembered)
+        self._remember(msgspec.structs.replace(self._remembered, model=name))
+
+    def _save_uptime(self, uptime_s: float) -> None:
+        self._remember(msgspec.structs.replace(self._remembered, uptime_s=uptime_s))
+
+    def _remember(self, state: ServerState) -> None:
+        self._remembered = state
+        write_server_state(self._places.state_dir, state)
 
 
-def hub_settings(config: Config, node_id: str) -> HubSettings:
-    """What the hub takes from the configuration."""
+def hub_settings(config: Config, remembered: ServerState) -> HubSettings:
+    """What the hub takes from the configuration and from its earlier starts."""
+    limits = config.limits
     return HubSettings(
-        limits=m.Limits(max_message_bytes=config.limits.max_message_bytes, max_queue=config.limits.max_queue),
+        limits=m.Limits(max_message_bytes=limits.max_message_bytes, max_queue=limits.max_queue),
         heartbeat=m.Heartbeat(interval_s=config.server.heartbeat_s),
-        server=m.ServerInfo(node_id=node_id, version=__version__),
+        server=m.ServerInfo(node_id=remembered.node_id, version=__version__),
         generation_defaults=config.generation_defaults.to_sampling(),
-        max_observers=config.limits.max_observers,
+        durability=config.storage.durability,
+        uptime_s=remembered.uptime_s,
+        max_observers=limits.max_observers,
+        max_sessions=limits.max_sessions,
+        quota=Quota(max_bytes=limits.max_unacknowledged_bytes, max_events=limits.max_unacknowledged_events),
+        max_pause_s=limits.max_pause_s,
+        requests_per_minute=limits.requests_per_minute,
+        session_ttl_s=config.sessions.ttl_s,
+        conversation_ttl_d=config.sessions.conversation_ttl_d,
         load_on_demand=config.model.load_on_demand,
     )

@@ -71,10 +71,11 @@ def ready_objects_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 class ServerState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server itself remembers: its id, and the model that served last."""
+    """What the server itself remembers: its id, the model that served last, and how long it has been up in all."""
 
     node_id: str
     model: str | None = None
+    uptime_s: float = 0.0
 
 
 def read_server_state(state_dir: Path) -> ServerState:

@@ -16,7 +16,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast, get_args
 
 from llmws.engine_api import (
     Engine,
@@ -34,7 +34,7 @@ from llmws.protocol import messages as m
 from llmws.runtime.backlog import Backlog
 from llmws.session import events as e
 from llmws.session.hub import Hub
-from llmws.store_api import Append, Close, Create, Delete, DropBuffer, Open, Read, SessionStore
+from llmws.store_api import Append, SessionStore, StoreOp
 
 TICK_S: Final = 0.25
 MEMORY_INTERVAL_S: Final = 5.0
@@ -65,6 +65,7 @@ class Driver:
 
     Args:
         remember_model: keeps the name of the model that a client chose, on a thread that may touch files.
+        save_uptime: likewise how long the server has been up, in seconds.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Driver:
         models: ModelSource,
         probe: MemoryProbe,
         remember_model: Callable[[str], None],
+        save_uptime: Callable[[float], None],
     ) -> None:
         self._hub = hub
         self._engine = engine
@@ -94,7 +96,10 @@ class Driver:
         self._last_connection = 0
         self._inspector = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inspector")
         self._inspections = 0
+        self._save_uptime = save_uptime
+        self._is_stopping = False
         self._backlog = Backlog()
+        self._ops: list[StoreOp] = []
         self._execute: dict[type, Callable[[Any], None]] = {
             e.Send: self._send,
             e.Disconnect: self._disconnect,
@@ -105,10 +110,11 @@ class Driver:
             e.RememberModel: lambda command: self._off_loop(
                 "remembering a model", lambda: remember_model(command.name), lambda _: None
             ),
+            e.SaveUptime: self._keep_uptime,
             e.LoadModel: lambda command: engine.load(command.model),
             PromptJob: prompts.render,
+            **dict.fromkeys(get_args(StoreOp), self._ops.append),
             Append: self._append,
-            **dict.fromkeys((Create, Open, Read, DropBuffer, Close, Delete), store.submit),
         }
 
     # --- the doors -------------------------------------------------------------------------------------------------
@@ -149,6 +155,7 @@ class Driver:
         self._store.start(self._notifier(self._take_store))
         self._prompts.start(lambda event: self._call_soon(self.post, event))
         self._engine.start(self._notifier(self._take_engine))
+        self._store.survey()
         self._read_memory()
 
     async def run(self) -> None:
@@ -200,6 +207,7 @@ class Driver:
         """Stops the threads; what is unfinished stays resumable. Blocks for a step and the last writes."""
         self._engine.close()
         self._prompts.close()
+        self._is_stopping = True
         self._inspector.shutdown(cancel_futures=True)
         if not self._fault.done():
             self._inbox.clear()
@@ -231,6 +239,10 @@ class Driver:
     def _handle(self, *events: e.HubEvent) -> None:
         for command in self._hub.handle(*events):
             self._execute[type(command)](command)
+        if self._ops:
+            # All at once: each call wakes the store's writer, which then contends with this thread for the interpreter.
+            self._store.submit(*self._ops)
+            self._ops.clear()
         for event in events:
             self._note(event)
 
@@ -268,7 +280,7 @@ class Driver:
 
     def _append(self, command: Append) -> None:
         self._backlog.appended(command)
-        self._store.submit(command)
+        self._ops.append(command)
 
     # --- commands --------------------------------------------------------------------------------------------------
 
@@ -318,6 +330,13 @@ class Driver:
         except LlmwsError as error:
             return m.Error(code=error.code, message=str(error), retryable=error.code.retryable)
         return m.ModelDeleted(model_name=name, message=f"{name} is deleted.")
+
+    def _keep_uptime(self, command: e.SaveUptime) -> None:
+        save = functools.partial(self._save_uptime, command.uptime_s)
+        if self._is_stopping:
+            save()
+        else:
+            self._off_loop("saving the uptime", save, lambda _: None)
 
     def _read_memory(self) -> None:
         self._off_loop("reading memory", self._probe.summary, lambda device: self.post(e.MemoryRead(device)))

@@ -96,12 +96,7 @@ class Attachment:
             return []
         self._ticket = None
         if self._snapshot is not None:
-            for seq, frame in result.events:
-                if seq <= self._snapshot.as_of:
-                    self._snapshot.add(frame)
-            # A damaged log may end early; what it has is the state.
-            self.cursor = min(result.events[-1][0], self._snapshot.as_of) if result.events else self._snapshot.as_of
-            return []
+            return self._read_for_snapshot(self._snapshot, result)
         frames: list[bytes] = []
         limit = self._limit(log)
         for seq, frame in result.events:
@@ -149,6 +144,18 @@ class Attachment:
         frames, read = self.pump(log)
         return [encode(snapshot), *frames], read
 
+    def _read_for_snapshot(self, snapshot: SnapshotBuilder, result: ReadResult) -> list[bytes] | None:
+        """Takes what was read into the snapshot; None when a part of it was dropped meanwhile."""
+        events = [(seq, frame) for seq, frame in result.events if seq <= snapshot.as_of]
+        next_seq = events[0][0] if events else snapshot.as_of + 1
+        # What a damaged log has lost is missing for good; what it has is the state.
+        if next_seq > self.cursor + 1 and next_seq - 1 > snapshot.hole_seq:
+            return None
+        for _, frame in events:
+            snapshot.add(frame)
+        self.cursor = events[-1][0] if events else snapshot.as_of
+        return []
+
     def _with_caught_up(self, frames: list[bytes]) -> list[bytes]:
         """Puts the notice in its place behind the last replayed frame."""
         if self._caught_up_at is None or self.cursor < self._caught_up_at:
@@ -161,11 +168,12 @@ class Attachment:
 
 
 class SnapshotBuilder:
-    """Folds a session's events into the state of its requests."""
+    """Folds a session's events, but those lost up to `hole_seq`, into the state of its requests."""
 
-    def __init__(self, *, after_seq: int, as_of: int, floor: int, queued: list[str]) -> None:
+    def __init__(self, *, after_seq: int, as_of: int, floor: int, hole_seq: int, queued: list[str]) -> None:
         self.after_seq = after_seq
         self.as_of = as_of
+        self.hole_seq = hole_seq
         self._floor = floor
         self._queued = queued
         self._requests: dict[str, _Folded] = {}

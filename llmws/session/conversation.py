@@ -1,4 +1,4 @@
-"""A session's conversation: the messages that become the context of its next request.
+"""A session's conversation: a tree of messages, a branch of which becomes the context of its next request.
 
 Knows neither tokens nor templates. Invariant: messages are immutable, and each is recorded once, at the terminal
 event of its request.
@@ -7,13 +7,14 @@ event of its request.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final
 
 import msgspec
 
 from llmws.engine_api import Turn
 from llmws.protocol import messages as m
-from llmws.session.journal import Journal
+from llmws.session.journal import Durability, Journal
 from llmws.session.records import MessageBody, SettingsBody, encode_body
 from llmws.session.request import Request
 from llmws.store_api import Record
@@ -21,40 +22,98 @@ from llmws.store_api import Record
 PAGE_CHARS: Final = 256 * 1024
 """Text in one `history` reply; a frame of several times that is still below what clients take."""
 
+TITLE_CHARS: Final = 80
+
 _MESSAGE = msgspec.json.Decoder(MessageBody)
 _SETTINGS = msgspec.json.Decoder(SettingsBody)
 
 
 class Conversation:
-    """The messages, oldest first, and the session's settings, with the log that keeps them."""
+    """The messages, in the order recorded, and the session's settings, with the log that keeps them."""
 
-    def __init__(self, session_id: str, *, records: Iterable[Record] = (), next_n: int = 1) -> None:
-        self.journal = Journal(session_id, "conversation", next_n=next_n)
+    def __init__(
+        self,
+        session_id: str,
+        *,
+        durability: Durability = "os",
+        records: Iterable[Record] = (),
+        next_n: int = 1,
+    ) -> None:
+        self.journal = Journal(session_id, "conversation", durability=durability, next_n=next_n)
         self.settings = SettingsBody()
-        self.messages: list[MessageBody] = []
+        self.messages: dict[str, MessageBody] = {}
         self._requests: set[str] = set()
+        self._leaf_id: str | None = None
         for record in records:
             if record.kind == "message":
                 self._keep(_MESSAGE.decode(record.value))
             elif record.kind == "config":
                 self.settings = _SETTINGS.decode(record.value)
 
+    # --- settings --------------------------------------------------------------------------------------------------
+
     def configure(self, sampling: m.Sampling) -> None:
         """Replaces the session's sampling defaults."""
-        if sampling != self.settings.sampling:
-            self._set(msgspec.structs.replace(self.settings, sampling=sampling))
+        self._set(msgspec.structs.replace(self.settings, sampling=sampling))
+
+    def call(self, title: str | None) -> None:
+        """Gives the session a title, or takes it away."""
+        self._set(msgspec.structs.replace(self.settings, title=title))
+
+    @property
+    def title(self) -> str | None:
+        """What lists show: the title that was given, else how the conversation begins."""
+        if self.settings.title is not None:
+            return self.settings.title
+        first = next((each.content for each in self.messages.values() if each.role == "user"), "")
+        return " ".join(first[: 4 * TITLE_CHARS].split())[:TITLE_CHARS] or None
+
+    # --- branches --------------------------------------------------------------------------------------------------
+
+    def wrong_parent(self, message: m.Inference) -> str | None:
+        """Why the message cannot stand where its `parent_id` says, or None."""
+        if not message.parent_id:
+            return None
+        parent = self.messages.get(message.parent_id)
+        if parent is None:
+            return "no such message in this session"
+        if message.prompt is None and parent.role != "user":
+            return "only a question can be answered again; name the message with role user"
+        return None
 
     def context(self, request: Request) -> tuple[Turn, ...]:
         """The turns that the request's prompt is rendered from."""
-        if request.message.messages is not None:
-            return tuple(Turn(role=each.role, content=each.content) for each in request.message.messages)
-        system, user = _prompt_parts(request.message, self.settings.system)
+        message = request.message
+        if message.messages is not None:
+            return tuple(Turn(role=each.role, content=each.content) for each in message.messages)
+        system, user = _prompt_parts(message, self.settings.system)
         turns = [Turn(role="system", content=system)] if system else []
-        answered = {each.request_id for each in self.messages if each.role == "assistant"}
-        # A question that ended in an error stays in the history only: templates want turns to alternate, and what was
-        # too long once would be too long in every later prompt.
-        turns += [Turn(role=each.role, content=each.content) for each in self.messages if each.request_id in answered]
+        if message.prompt is None:
+            question = self.messages[message.parent_id or ""]
+            user, parent_id = question.content, question.parent_id
+        else:
+            parent_id = self._parent_id(message)
+        turns += [Turn(role=each.role, content=each.content) for each in self._branch(parent_id)]
         return (*turns, Turn(role="user", content=user))
+
+    def _parent_id(self, message: m.Inference) -> str | None:
+        """What a prompt's question follows: what it names, or the newest message."""
+        return self._leaf_id if message.parent_id is None else message.parent_id or None
+
+    def _branch(self, leaf_id: str | None) -> list[MessageBody]:
+        """The messages from the root down to one, without questions that were never answered."""
+        branch: list[MessageBody] = []
+        while leaf_id is not None:
+            message = self.messages[leaf_id]
+            leaf_id = message.parent_id
+            # A question that ended in an error stays in the history only: templates want turns to alternate, and what
+            # was too long once would be too long in every later prompt.
+            if message.role == "assistant" or (branch and branch[-1].role == "assistant"):
+                branch.append(message)
+        branch.reverse()
+        return branch
+
+    # --- recording -------------------------------------------------------------------------------------------------
 
     def finish(
         self, request: Request, *, finish_reason: str | None, model: str | None, now_s: float, new_id: Callable[[], str]
@@ -65,69 +124,101 @@ class Conversation:
         """
         if not request.uses_conversation or request.id in self._requests:
             return
-        system, content = _prompt_parts(request.message, self.settings.system)
-        if finish_reason is not None and system != self.settings.system:
-            self._set(msgspec.structs.replace(self.settings, system=system))
-        question = MessageBody(
-            id=new_id(),
-            parent_id=self.messages[-1].id if self.messages else None,
-            role="user",
-            content=content,
-            request_id=request.id,
-            created_s=now_s,
-        )
-        self._record(question)
-        if finish_reason is not None and request.is_started:
-            answer = msgspec.structs.replace(
-                question,
-                id=new_id(),
-                parent_id=question.id,
-                role="assistant",
-                content=request.text,
-                model=model,
-                finish_reason=finish_reason,
+        message = request.message
+        if message.prompt is None:
+            question_id = message.parent_id
+        else:
+            system, content = _prompt_parts(message, self.settings.system)
+            if finish_reason is not None:
+                self._set(msgspec.structs.replace(self.settings, system=system))
+            question_id = new_id()
+            self._record(
+                MessageBody(
+                    id=question_id,
+                    parent_id=self._parent_id(message),
+                    role="user",
+                    content=content,
+                    request_id=request.id,
+                    created_s=now_s,
+                )
             )
-            self._record(answer)
+        if finish_reason is not None and request.is_started:
+            self._record(
+                MessageBody(
+                    id=new_id(),
+                    parent_id=question_id,
+                    role="assistant",
+                    content=request.text,
+                    request_id=request.id,
+                    created_s=now_s,
+                    model=model,
+                    finish_reason=finish_reason,
+                )
+            )
+
+    def add(self, messages: list[m.ChatMessage], *, now_s: float, new_id: Callable[[], str]) -> None:
+        """Records messages that came from elsewhere as a branch of their own; the next prompt follows the last one."""
+        parent_id = None
+        for each in messages:
+            if each.role == "system":
+                self._set(msgspec.structs.replace(self.settings, system=each.content or None))
+                continue
+            message = MessageBody(
+                id=new_id(), parent_id=parent_id, role=each.role, content=each.content, request_id="", created_s=now_s
+            )
+            self._record(message)
+            parent_id = message.id
+
+    # --- reading ---------------------------------------------------------------------------------------------------
 
     def page(self, *, before_id: str | None, limit: int) -> m.HistoryReply | None:
         """The newest messages before the one named (or of all), oldest first; None if there is no such message.
 
         At most `limit` of them and about `PAGE_CHARS` of text, but at least one.
         """
-        ids = [each.id for each in self.messages]
-        if before_id is not None and before_id not in ids:
+        if before_id is not None and before_id not in self.messages:
             return None
-        end = len(ids) if before_id is None else ids.index(before_id)
-        start, room = end, PAGE_CHARS
-        while start > max(0, end - limit) and (start == end or room >= len(self.messages[start - 1].content)):
-            start -= 1
-            room -= len(self.messages[start].content)
-        page = [
-            m.HistoryMessage(
-                id=each.id,
-                parent_id=each.parent_id,
-                role=each.role,
-                content=each.content,
-                request_id=each.request_id,
-                model=each.model,
-                created_at=each.created_s,
-                finish_reason=each.finish_reason,
-            )
-            for each in self.messages[start:end]
-        ]
-        return m.HistoryReply(messages=page, more=start > 0)
+        newest_first = reversed(self.messages.values())
+        if before_id is not None:
+            next(each for each in newest_first if each.id == before_id)
+        page: list[MessageBody] = []
+        room = PAGE_CHARS
+        for each in islice(newest_first, limit + 1):
+            if len(page) == limit or (page and room < len(each.content)):
+                return m.HistoryReply(messages=_entries(page), more=True)
+            page.append(each)
+            room -= len(each.content)
+        return m.HistoryReply(messages=_entries(page), more=False)
 
     def _record(self, message: MessageBody) -> None:
         self._keep(message)
         self.journal.add("message", encode_body(message), sync=True)
 
     def _keep(self, message: MessageBody) -> None:
-        self.messages.append(message)
+        self.messages[message.id] = message
         self._requests.add(message.request_id)
+        self._leaf_id = message.id
 
     def _set(self, settings: SettingsBody) -> None:
-        self.settings = settings
-        self.journal.add("config", encode_body(settings), sync=True)
+        if settings != self.settings:
+            self.settings = settings
+            self.journal.add("config", encode_body(settings), sync=True)
+
+
+def _entries(newest_first: list[MessageBody]) -> list[m.HistoryMessage]:
+    return [
+        m.HistoryMessage(
+            id=each.id,
+            parent_id=each.parent_id,
+            role=each.role,
+            content=each.content,
+            request_id=each.request_id or None,
+            model=each.model,
+            created_at=each.created_s,
+            finish_reason=each.finish_reason,
+        )
+        for each in reversed(newest_first)
+    ]
 
 
 def _prompt_parts(message: m.Inference, system: str | None) -> tuple[str | None, str]:

@@ -6,6 +6,7 @@ a message that is refused changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,41 +15,36 @@ import msgspec
 from llmws.protocol import CloseCode, ErrorCode, encode
 from llmws.protocol import messages as m
 from llmws.session import events as e
+from llmws.session.allowance import Allowance
 from llmws.session.attachment import Attachment
 from llmws.session.models import Models
+from llmws.session.notices import Notices
 from llmws.session.records import request_digest
 from llmws.session.request import Request, merge, resolve
 from llmws.session.session import Session, rejection
+from llmws.session.shelf import Shelf
 from llmws.session.state import HubState
 from llmws.session.turns import Turns
 
 _ADMIN_ONLY: Final = (m.SwitchModel, m.DeleteModel, m.DownloadModel, m.CancelDownload)
-_OBSERVER_MAY: Final = (m.Ack, m.GetResources, m.GetStatus, m.ListModels, m.History, m.Cancel)
+_OBSERVER_MAY: Final = (m.Ack, m.GetResources, m.GetStatus, m.ListModels, m.ListSessions, m.History, m.Cancel)
 
-
-_LATER: Final = (m.DownloadModel, m.CancelDownload, m.ListPeers, m.UpdateSession, m.Import, m.ListSessions)
+_LATER: Final = (m.DownloadModel, m.CancelDownload, m.ListPeers)
 """Part of the protocol, but not of this version."""
+
+_NO_ROOM: Final = "as many sessions as allowed are in use; acknowledge what they hold, or end one"
 
 
 class Desk:
-    """Takes the messages of attached clients.
+    """Takes the messages of attached clients."""
 
-    Args:
-        open_first: opens a session from its files and then handles the event again.
-    """
-
-    def __init__(
-        self,
-        state: HubState,
-        models: Models,
-        turns: Turns,
-        *,
-        open_first: Callable[[str, e.Receive], None],
-    ) -> None:
-        self._open_first = open_first
+    def __init__(self, state: HubState, models: Models, turns: Turns, notices: Notices, shelf: Shelf) -> None:
         self._state = state
         self._models = models
         self._turns = turns
+        self._notices = notices
+        self._shelf = shelf
+        self._allowance = Allowance(per_minute=state.settings.requests_per_minute)
         self._takers: dict[type, Callable[[Session, Attachment, Any], None]] = {
             m.Inference: self._inference,
             m.Cancel: self._cancel,
@@ -60,6 +56,9 @@ class Desk:
             m.SwitchModel: self._switch_model,
             m.DeleteModel: self._delete_model,
             m.History: self._history,
+            m.UpdateSession: self._update_session,
+            m.Import: self._import,
+            m.ListSessions: self._list_sessions,
             m.EndSession: self._end_session,
             **dict.fromkeys(_LATER, self._refuse),
         }
@@ -83,10 +82,7 @@ class Desk:
         request_id = message.request_id or self._state.entropy.new_id()
         message = msgspec.structs.replace(message, request_id=request_id)
         digest = request_digest(message)
-        known = session.known(request_id, digest)
-        if known is not None:
-            record_n = next((each.record_n for each in session.queue if each.id == request_id), 0)
-            session.reply_when_durable(attachment, record_n, known)
+        if self._is_known(session, attachment, request_id, digest):
             return
         if self._state.is_draining:
             # The client comes back by itself and sends it again; nothing was taken, so nothing is lost.
@@ -110,9 +106,30 @@ class Desk:
         )
         session.accept(request)
         self._turns.enqueue(session)
-        position = len(session.queue) - 1
-        if position > 0:
-            session.reply_when_durable(attachment, request.record_n, m.Queue(request_id=request_id, position=position))
+        self._notices.tell(session, attachment, request)
+
+    def _is_known(self, session: Session, attachment: Attachment, request_id: str, digest: bytes) -> bool:
+        """Whether the id was used before; the client is then told what became of that request."""
+        waiting = next((each for each in session.queue if each.id == request_id), None)
+        if waiting is not None:
+            if waiting.digest == digest:
+                self._notices.tell(session, attachment, waiting, even_first=True)
+                return True
+            past = None
+        elif (past := session.finished.find(request_id, digest, floor=session.floor)) is None:
+            return False
+        answer: m.Message
+        if past is None or not past.is_same:
+            text = "this request_id was used for another request in this session"
+            answer = rejection(request_id, ErrorCode.CONFLICT, text)
+        elif past.is_in_log:
+            answer = m.Queue(request_id=request_id, position=0)
+        else:
+            text = "this request ran already; its events were acknowledged and dropped"
+            error = rejection(request_id, ErrorCode.DUPLICATE, text)
+            answer = msgspec.structs.replace(error, terminal=past.terminal)
+        session.send(attachment, [encode(answer)])
+        return True
 
     def _refusal(self, session: Session, message: m.Inference) -> m.Error | None:
         """Why a new request is not accepted, or None."""
@@ -128,11 +145,19 @@ class Desk:
         elif self._models.current is None and self._models.is_settled:
             return rejection(request_id, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
         wrong = _wrong_context(message) or self._wrong_ids(message)
+        if wrong is None and (misplaced := session.conversation.wrong_parent(message)) is not None:
+            wrong = "parent_id", misplaced
         if wrong is not None:
             field, text = wrong
             return rejection(request_id, ErrorCode.BAD_REQUEST, text, field=field)
         if len(session.queue) >= self._state.settings.limits.max_queue:
             return rejection(request_id, ErrorCode.QUEUE_FULL, "this session's queue is full")
+        wait_s = self._allowance.take(session.owner, now_s=self._state.clock.monotonic())
+        if wait_s > 0:
+            error = rejection(request_id, ErrorCode.RATE_LIMITED, "too many requests; send it again a little later")
+            return msgspec.structs.replace(error, retry_after_ms=math.ceil(wait_s * 1e3))
+        if not self._shelf.make_room(session):
+            return rejection(request_id, ErrorCode.RATE_LIMITED, _NO_ROOM)
         return None
 
     def _wrong_ids(self, message: m.Inference) -> tuple[str, str] | None:
@@ -146,7 +171,7 @@ class Desk:
         request = next((each for each in session.queue if each.id == message.request_id), None)
         if request is not None:
             self._turns.end(session, request, "cancelled")
-        elif not session.has_ended(message.request_id):
+        elif message.request_id not in session.finished:
             self._state.reject(attachment.connection, ErrorCode.BAD_REQUEST, "no such request", message)
 
     def _ack(self, session: Session, attachment: Attachment, message: m.Ack) -> None:
@@ -158,15 +183,57 @@ class Desk:
             if message.window is not None:
                 attachment.window = message.window
             session.ack(attachment, seq, now_s=self._state.clock.monotonic())
+            self._turns.acknowledged(session)
 
     # --- the session -----------------------------------------------------------------------------------------------
 
     def _config(self, session: Session, attachment: Attachment, message: m.Config) -> None:
+        if not self._shelf.make_room(session):
+            self._state.reject(attachment.connection, ErrorCode.RATE_LIMITED, _NO_ROOM)
+            return
         session.store()
         conversation = session.conversation
         conversation.configure(merge(message.data, conversation.settings.sampling))
         merged = merge(conversation.settings.sampling, self._state.settings.generation_defaults)
-        session.send(attachment, [encode(m.ConfigAck(config=merged))])
+        self._confirm(session, attachment, m.ConfigAck(config=merged))
+
+    def _confirm(self, session: Session, attachment: Attachment, reply: m.Message) -> None:
+        """Answers a change of the conversation's log once it is safe."""
+        journal = session.conversation.journal
+        session.reply_when_settled(attachment, journal, journal.last_n, reply)
+
+    def _update_session(self, session: Session, attachment: Attachment, message: m.UpdateSession) -> None:
+        if not self._shelf.make_room(session):
+            self._state.reject(attachment.connection, ErrorCode.RATE_LIMITED, _NO_ROOM)
+            return
+        session.store()
+        session.conversation.call(message.title or None)
+        session.keep()
+        self._confirm_update(session, attachment)
+
+    def _import(self, session: Session, attachment: Attachment, message: m.Import) -> None:
+        late = next((index for index, each in enumerate(message.messages) if index and each.role == "system"), None)
+        if late is not None:
+            text, field = "a system message can only come first", f"messages[{late}]"
+            self._state.reject(attachment.connection, ErrorCode.BAD_REQUEST, text, field=field)
+        elif session.queue:
+            text = "an answer is on its way; import when it has ended"
+            self._state.reject(attachment.connection, ErrorCode.CONFLICT, text)
+        elif not self._shelf.make_room(session):
+            self._state.reject(attachment.connection, ErrorCode.RATE_LIMITED, _NO_ROOM)
+        else:
+            session.store()
+            state = self._state
+            session.conversation.add(message.messages, now_s=state.clock.time(), new_id=state.entropy.new_id)
+            session.keep()
+            self._confirm_update(session, attachment)
+
+    def _confirm_update(self, session: Session, attachment: Attachment) -> None:
+        reply = m.SessionUpdated(session_id=session.id, title=session.conversation.title)
+        self._confirm(session, attachment, reply)
+
+    def _list_sessions(self, session: Session, attachment: Attachment, _message: m.ListSessions) -> None:
+        self._shelf.list_for(attachment.connection, session.owner)
 
     def _history(self, session: Session, attachment: Attachment, message: m.History) -> None:
         page = session.conversation.page(before_id=message.before_id, limit=message.limit)
@@ -179,7 +246,7 @@ class Desk:
     def _end_session(self, session: Session, attachment: Attachment, message: m.EndSession) -> None:
         ended = self._state.sessions.get(message.session_id)
         if ended is None:
-            self._open_first(message.session_id, e.Receive(attachment.connection, message))
+            self._shelf.open_for(message.session_id, e.Receive(attachment.connection, message))
         elif ended.owner != session.owner:
             self.no_such_session(attachment.connection)
         else:
@@ -228,9 +295,10 @@ class Desk:
 
 def _wrong_context(message: m.Inference) -> tuple[str, str] | None:
     """What is wrong with where the request's context is to come from, as (field, text), or None."""
-    if message.parent_id is not None:
-        return "parent_id", "branches are not part of this version"
-    if [message.prompt, message.messages, message.input_ids].count(None) != 2:
+    given = 3 - [message.prompt, message.messages, message.input_ids].count(None)
+    if message.parent_id is not None and message.prompt is None and given:
+        return "parent_id", "only a prompt has a place in the conversation"
+    if given != 1 and not (given == 0 and message.parent_id):
         return "prompt", "give exactly one of prompt, messages and input_ids"
     prompt = message.prompt
     if isinstance(prompt, m.Prompt) and prompt.images:

@@ -207,6 +207,12 @@ class RememberModel(Value, frozen=True):
     name: str
 
 
+class SaveUptime(Value, frozen=True):
+    """How long the server has been up, over all its starts: it goes on from there after the next one."""
+
+    uptime_s: float
+
+
 class LoadModel(Value, frozen=True):
     """Loads a model; nothing is running."""
 
@@ -221,6 +227,7 @@ HubCommand = (
     | CancelGeneration
     | ScanModels
     | RememberModel
+    | SaveUptime
     | LoadModel
     | PromptJob
     | StoreOp

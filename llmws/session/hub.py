@@ -1,6 +1,6 @@
 """The hub: takes an event, returns commands.
 
-Owns who is attached to what and which sessions are in memory; turns, models and messages have files of their own. It
+Owns who is attached to what; turns, models, messages and where sessions are have files of their own. It
 is synchronous and imports neither asyncio, sockets, files nor torch. Invariants: a connection belongs to at most one
 session; nothing is sent to a connection that is not attached.
 """
@@ -8,11 +8,8 @@ session; nothing is sent to a connection that is not attached.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal
-
-import msgspec
 
 from llmws import protocol
 from llmws.engine_api import (
@@ -31,17 +28,25 @@ from llmws.session import events as e
 from llmws.session.attachment import Attachment
 from llmws.session.desk import Desk
 from llmws.session.models import Models
-from llmws.session.recovery import restore
+from llmws.session.notices import Notices
 from llmws.session.session import Session
+from llmws.session.shelf import Shelf
 from llmws.session.state import HubSettings, HubState
 from llmws.session.turns import Turns
-from llmws.store_api import Close, Created, Deleted, Dropped, Failed, Flushed, Open, Opened, ReadResult, Unknown
+from llmws.store_api import (
+    Compacted,
+    Created,
+    Deleted,
+    Dropped,
+    Failed,
+    Flushed,
+    Opened,
+    ReadResult,
+    Surveyed,
+    Unknown,
+)
 
-EVICT_AFTER_S: Final = 300.0
-"""A detached session with nothing to do leaves memory after this long; its files stay."""
-
-MAX_OPENING: Final = 4
-"""Sessions of an earlier process that are opened side by side."""
+UPTIME_EVERY_S: Final = 60.0
 
 
 class Hub:
@@ -51,10 +56,10 @@ class Hub:
         self._state = HubState(settings, clock=clock, entropy=entropy)
         self._models = Models(self._state)
         self._turns = Turns(self._state, self._models)
-        self._desk = Desk(self._state, self._models, self._turns, open_first=self._open_first)
-        self._opening: dict[str, list[e.Attach | e.Receive]] = {}
-        self._opening_for: dict[int, str] = {}
-        self._unfinished: deque[str] = deque()
+        self._notices = Notices(self._state, self._turns)
+        self._shelf = Shelf(self._state, self._turns, again=self._take)
+        self._desk = Desk(self._state, self._models, self._turns, self._notices, self._shelf)
+        self._uptime_due_s = 0.0
         self._takers: dict[type, Callable[[Any], None]] = {
             e.Attach: self._attach,
             e.Receive: self._receive,
@@ -66,7 +71,7 @@ class Hub:
             e.ScanFailed: self._models.scan_failed,
             e.MemoryRead: self._memory_read,
             e.SelectModel: self._select_model,
-            e.UnfinishedFound: self._unfinished_found,
+            e.UnfinishedFound: self._shelf.unfinished_found,
             e.Tick: self._tick,
             e.Drain: self._drain,
             e.Shutdown: self._shutdown,
@@ -77,13 +82,15 @@ class Hub:
             PromptReady: self._turns.prompt_ready,
             PromptFailed: self._turns.prompt_failed,
             Created: self._created,
-            Opened: self._opened,
+            Opened: self._shelf.opened,
             Unknown: self._unknown,
             Flushed: self._flushed,
             ReadResult: self._read_result,
             Dropped: self._dropped,
-            Deleted: lambda event: self._state.deleted(event.session_id),
-            Failed: self._failed,
+            Compacted: self._compacted,
+            Surveyed: self._shelf.surveyed,
+            Deleted: self._deleted,
+            Failed: self._shelf.failed,
         }
 
     def handle(self, *events: e.HubEvent) -> list[e.HubCommand]:
@@ -93,13 +100,17 @@ class Hub:
         """
         state = self._state
         for event in events:
-            self._takers[type(event)](event)
+            self._take(event)
         self._turns.admit()
+        self._notices.turns_given()
         for session in state.dirty.values():
             session.flush()
         state.dirty.clear()
         commands, state.out[:] = state.out[:], ()
         return commands
+
+    def _take(self, event: e.HubEvent) -> None:
+        self._takers[type(event)](event)
 
     @property
     def loaded(self) -> ModelInfo | None:
@@ -125,9 +136,7 @@ class Hub:
         elif (session := self._state.sessions.get(session_id)) is not None:
             self._attach_known(session, event)
         else:
-            self._open(session_id)
-            self._opening[session_id].append(event)
-            self._opening_for[event.connection] = session_id
+            self._shelf.open_for(session_id, event)
 
     def _attach_new(self, event: e.Attach, *, reason: str | None) -> None:
         state = self._state
@@ -138,6 +147,7 @@ class Hub:
             epoch=int(now_unix_s * 1000),
             outbox=state.out,
             now_unix_s=now_unix_s,
+            durability=state.settings.durability,
         )
         state.sessions[session.id] = session
         attachment = self._attachment(session, event, mode="takeover", position=0)
@@ -182,6 +192,7 @@ class Hub:
         state.connections[event.connection] = session
         state.detached_s.pop(session.id, None)
         session.last_activity_unix_s = state.clock.time()
+        session.idle_since_s = state.uptime_s()
         session.attach(attachment)
         return attachment
 
@@ -208,14 +219,13 @@ class Hub:
             resources=self._state.device,
             limits=settings.limits,
             heartbeat=settings.heartbeat,
-            durability="os",
+            durability=settings.durability,
             server=settings.server,
         )
         session.send(attachment, [protocol.encode(welcome)])
 
     def _detach(self, event: e.Detach) -> None:
-        waiting = self._opening.get(self._opening_for.pop(event.connection, ""), [])
-        waiting[:] = [each for each in waiting if each.connection != event.connection]
+        self._shelf.withdraw(event.connection)
         session = self._state.connections.pop(event.connection, None)
         if session is None:
             return  # taken over before
@@ -230,6 +240,7 @@ class Hub:
     def _note_detached(self, session: Session) -> None:
         if not session.attachments():
             self._state.detached_s[session.id] = self._state.clock.monotonic()
+            session.idle_since_s = self._state.uptime_s()
             session.log.trim(keep_bytes=0)
 
     def _receive(self, event: e.Receive) -> None:
@@ -238,8 +249,8 @@ class Hub:
         if session is not None and attachment is not None:
             session.last_activity_unix_s = self._state.clock.time()
             self._desk.take(session, attachment, event.message)
-        elif (session_id := self._opening_for.get(event.connection)) is not None:
-            self._opening[session_id].append(event)
+        else:
+            self._shelf.wait(event)
 
     def _congested(self, event: e.Congested) -> None:
         if attachment := self._state.attachment(event.connection):
@@ -256,57 +267,8 @@ class Hub:
 
     # --- storage ---------------------------------------------------------------------------------------------------
 
-    def _open(self, session_id: str) -> None:
-        if session_id not in self._opening and session_id not in self._state.sessions:
-            self._opening[session_id] = []
-            self._state.out.append(Open(session_id=session_id))
-
-    def _open_first(self, session_id: str, event: e.Receive) -> None:
-        self._open(session_id)
-        self._opening[session_id].append(event)
-
-    def _unfinished_found(self, event: e.UnfinishedFound) -> None:
-        self._unfinished.extend(event.session_ids)
-        self._open_unfinished()
-
-    def _open_unfinished(self) -> None:
-        """Opens a few at a time, so that a hello does not wait behind hundreds."""
-        while self._unfinished and len(self._opening) < MAX_OPENING:
-            self._open(self._unfinished.popleft())
-
-    def _take_opening(self, session_id: str) -> list[e.Attach | e.Receive]:
-        waiting = self._opening.pop(session_id, [])
-        for each in waiting:
-            self._opening_for.pop(each.connection, None)
-        self._open_unfinished()
-        return waiting
-
-    def _opened(self, event: Opened) -> None:
-        state = self._state
-        try:
-            session, ended = restore(event, outbox=state.out, now_s=state.clock.monotonic())
-        except msgspec.MsgspecError:
-            # The records are authentic, so another version wrote them; what it means is not for this one to guess.
-            state.out.append(Close(session_id=event.session_id, meta=event.meta))
-            self._failed(Failed(session_id=event.session_id, message="another version of llmws wrote this session"))
-            return
-        waiting = self._take_opening(event.session_id)
-        state.sessions[session.id] = session
-        self._note_detached(session)
-        for turn in ended:
-            self._turns.keep_turn(session, turn.request, turn.terminal)
-        self._turns.cancel_abandoned(session)
-        self._turns.enqueue(session)
-        session.flush()
-        session.drop_if_done()
-        for each in waiting:
-            if isinstance(each, e.Attach):
-                self._attach(each)  # not to `session`: a message before this one may have ended it
-            else:
-                self._receive(each)
-
     def _unknown(self, event: Unknown) -> None:
-        for each in self._take_opening(event.session_id):
+        for each in self._shelf.unknown(event.session_id):
             if isinstance(each, e.Attach):
                 self._attach_new(each, reason="session_unknown")
             elif isinstance(each.message, m.EndSession) and each.message.session_id == event.session_id:
@@ -316,7 +278,7 @@ class Hub:
 
     def _created(self, event: Created) -> None:
         if session := self._state.sessions.get(event.session_id):
-            session.ledger_key = event.ledger_key
+            session.finished.key = event.ledger_key
 
     def _flushed(self, event: Flushed) -> None:
         session = self._state.sessions.get(event.session_id)
@@ -326,6 +288,7 @@ class Hub:
             session.flushed(written=event.written, durable=event.durable)
         else:
             session.conversation.journal.flushed(written=event.written, durable=event.durable)
+            session.release_replies()
             session.drop_if_done()
 
     def _read_result(self, event: ReadResult) -> None:
@@ -338,17 +301,13 @@ class Hub:
         if session := self._state.sessions.get(event.session_id):
             session.dropped(now_s=self._state.clock.monotonic())
 
-    def _failed(self, event: Failed) -> None:
-        """The log cannot be written: the clients are sent away, and the next hello opens what the disk has."""
-        for each in self._take_opening(event.session_id):
-            if isinstance(each, e.Attach):
-                self._state.send_away(each.connection, event.message)
-        self._state.deletion_failed(event.session_id, event.message)
-        session = self._state.sessions.get(event.session_id)
-        if session is not None:
-            for attachment in session.attachments():
-                self._state.send_away(attachment.connection, event.message)
-            self._turns.forget(session)
+    def _compacted(self, event: Compacted) -> None:
+        if session := self._state.sessions.get(event.session_id):
+            session.compacted(event.first_n)
+
+    def _deleted(self, event: Deleted) -> None:
+        self._shelf.gone(event.session_id)
+        self._state.deleted(event.session_id)
 
     # --- the server ------------------------------------------------------------------------------------------------
 
@@ -370,19 +329,16 @@ class Hub:
             session.send_due(now_s=now_s)
             state.dirty[session.id] = session
         self._turns.expire(now_s)
-        for session_id, detached_s in list(state.detached_s.items()):
-            if now_s - detached_s < EVICT_AFTER_S:
-                break  # in the order they detached: the rest is younger
-            session = state.sessions[session_id]
-            if session.is_idle():
-                session.close()
-                self._turns.forget(session)
+        self._notices.tick(now_s)
+        self._shelf.tick(now_s)
+        if now_s >= self._uptime_due_s:
+            self._uptime_due_s = now_s + UPTIME_EVERY_S
+            state.out.append(e.SaveUptime(state.uptime_s()))
 
     def _drain(self, _event: e.Drain) -> None:
         self._state.is_draining = True
 
     def _shutdown(self, _event: e.Shutdown) -> None:
         self._state.is_draining = True
-        for session in list(self._state.sessions.values()):
-            self._turns.forget(session)
-            session.close()
+        self._shelf.shut()
+        self._state.out.append(e.SaveUptime(self._state.uptime_s()))

@@ -7,26 +7,37 @@ before it, is written, and every record up to it that asked for an fdatasync has
 from __future__ import annotations
 
 from collections import deque
+from typing import Literal
 
 import msgspec
 
 from llmws.protocol import encode
 from llmws.protocol import messages as m
+from llmws.session.extent import Extent
 from llmws.store_api import Append, LogName, Record, RecordKind
+
+Durability = Literal["os", "disk"]
 
 TAIL_BYTES = 64 * 1024
 """Sendable frames kept in memory for connections that are about level; the others are served from the file."""
 
 
 class Journal:
-    """One log's record numbers. Records collect in `add` and leave as one `Append` in `take`."""
+    """One log's record numbers. Records collect in `add` and leave as one `Append` in `take`.
 
-    def __init__(self, session_id: str, log: LogName, *, next_n: int = 1) -> None:
+    Args:
+        durability: what a record must survive to be settled: the process's death, or (`disk`) a loss of power.
+        next_n: the number of the next record.
+    """
+
+    def __init__(self, session_id: str, log: LogName, *, durability: Durability = "os", next_n: int = 1) -> None:
         self._session_id = session_id
         self._log: LogName = log
+        self._is_on_disk = durability == "disk"
         self._next_n = next_n
         self._written = self._durable = next_n - 1
         self._syncs: deque[int] = deque()
+        self._replies: deque[tuple[int, int, bytes]] = deque()
         self._fresh: list[Record] = []
         self._fresh_sync = False
 
@@ -58,7 +69,9 @@ class Journal:
 
     @property
     def settled(self) -> int:
-        """The number up to which every record is as safe as it asked to be."""
+        """The number up to which every record is as safe as it has to be."""
+        if self._is_on_disk:
+            return self._durable
         return min(self._written, self._syncs[0] - 1) if self._syncs else self._written
 
     @property
@@ -66,12 +79,31 @@ class Journal:
         """Whether that holds of every record."""
         return self.settled == self._next_n - 1
 
+    @property
+    def last_n(self) -> int:
+        """The number of the newest record."""
+        return self._next_n - 1
+
+    def reply_when_settled(self, n: int, connection: int, frame: bytes) -> None:
+        """Keeps an un-sequenced reply back until record `n`, and so what it confirms, is settled."""
+        self._replies.append((n, connection, frame))
+
+    def take_replies(self) -> list[tuple[int, bytes]]:
+        """The replies that may be sent now, as (connection, frame)."""
+        due: list[tuple[int, bytes]] = []
+        while self._replies and self._replies[0][0] <= self.settled:
+            due.append(self._replies.popleft()[1:])
+        return due
+
 
 class EventLog:
     """The buffer log: a journal whose events also have a `seq`, and the newest frames in memory."""
 
-    def __init__(self, session_id: str, *, epoch: int, next_n: int = 1, last_seq: int = 0) -> None:
-        self.journal = Journal(session_id, "buffer", next_n=next_n)
+    def __init__(
+        self, session_id: str, *, epoch: int, durability: Durability = "os", next_n: int = 1, last_seq: int = 0
+    ) -> None:
+        self.journal = Journal(session_id, "buffer", durability=durability, next_n=next_n)
+        self.extent = Extent()
         self.epoch = epoch
         self.last_seq = last_seq
         self.sendable = last_seq
@@ -84,6 +116,7 @@ class EventLog:
         self.last_seq += 1
         frame = encode(msgspec.structs.replace(message, seq=self.last_seq, epoch=self.epoch))
         n = self.journal.add("event", frame, sync=sync, seq=self.last_seq)
+        self.extent.add(seq=self.last_seq, n=n, size_bytes=len(frame))
         self._unsettled.append((n, self.last_seq))
         self._tail.append(frame)
         self._tail_bytes += len(frame)

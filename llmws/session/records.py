@@ -55,7 +55,7 @@ class AckBody(Body, frozen=True, kw_only=True):
 
 
 class MessageBody(Body, frozen=True, kw_only=True):
-    """`message`: one message of the conversation."""
+    """`message`: one message of the conversation; `request_id` is empty where it was imported."""
 
     id: str
     parent_id: str | None
@@ -72,6 +72,7 @@ class SettingsBody(Body, frozen=True, kw_only=True):
 
     sampling: m.Sampling = m.Sampling()
     system: str | None = None
+    title: str | None = None
 
 
 _ENCODER = msgspec.json.Encoder()

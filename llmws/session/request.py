@@ -17,7 +17,7 @@ from llmws.session.records import PromptBody
 MAX_RESUMES = 3
 """A request that was resumed so often without a new token is ended: it probably kills the process."""
 
-State = Literal["queued", "rendering", "running"]
+State = Literal["queued", "rendering", "running", "paused"]
 
 
 class Request:
@@ -45,6 +45,8 @@ class Request:
         self.ids: list[int] = []
         self.cached_tokens = 0
         self.fruitless_resumes = 0
+        self.told_position = 0
+        self.told_s = accepted_s
         self.submitted_s: float | None = None
         self.first_token_s: float | None = None
         self._index_at_submit = 0
@@ -58,8 +60,8 @@ class Request:
 
     @property
     def uses_conversation(self) -> bool:
-        """Whether the session's conversation is its context and takes its turn."""
-        return self.message.prompt is not None
+        """Whether the session's conversation is its context and takes its turn; also that of an answer once more."""
+        return self.message.messages is None and self.message.input_ids is None
 
     @property
     def model(self) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -18,23 +18,21 @@ from llmws.protocol import messages as m
 from llmws.session.attachment import ACK_INTERVAL_S, Attachment, SnapshotBuilder
 from llmws.session.conversation import Conversation
 from llmws.session.events import Disconnect, HubCommand, Send
-from llmws.session.journal import TAIL_BYTES, EventLog
-from llmws.session.records import AckBody, RequestBody, encode_body, ledger_mac
+from llmws.session.finished import FinishedRequests, Unacknowledged
+from llmws.session.journal import TAIL_BYTES, Durability, EventLog, Journal
+from llmws.session.records import AckBody, RequestBody, encode_body
 from llmws.session.request import Request
-from llmws.store_api import Close, Create, DropBuffer, Finished, ReadResult, SessionMeta
+from llmws.store_api import Close, Compact, Create, DropBuffer, Keep, ReadResult, SessionMeta
 
-LEDGER_SIZE: Final = 4096
+COMPACT_BYTES: Final = 64 * 1024
+"""Less than this in acknowledged events is not worth writing the rest of the log anew."""
 
-Terminal = Literal["done", "error"]
 
+class Quota(msgspec.Struct, frozen=True, kw_only=True):
+    """How much may be unacknowledged before a session generates nothing more. Source: protocol, "Slow clients"."""
 
-class _Ended(NamedTuple):
-    """A request that ended: its body, where its events begin (0 without a start) and end, and how."""
-
-    digest: bytes
-    start_seq: int
-    seq: int
-    terminal: Terminal
+    max_bytes: int = 16 * 2**20
+    max_events: int = 65_536
 
 
 class Session:
@@ -44,17 +42,29 @@ class Session:
         ends: (epoch, last seq) of the epochs before this opening.
         corrupt_epoch: positions from epochs before this one cannot be trusted.
         hole_seq: the newest event that is missing in the log though nobody acknowledged it; 0 if none is.
-        floor: events up to here are acknowledged by the owner.
+        floor: events up to here are acknowledged by the owner, or have expired.
         queue: the accepted requests without a terminal event, in order; the first is the one that runs.
-        ended: requests whose terminal event is not acknowledged yet; `ledger` remembers the ones before them.
+        finished: the ones that have one.
+        idle_since_s: when the last client left, in the server's uptime.
+        is_archived: it does not count as a live session.
     """
 
-    def __init__(self, session_id: str, owner: str, *, epoch: int, outbox: list[HubCommand], now_unix_s: float) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        owner: str,
+        *,
+        epoch: int,
+        outbox: list[HubCommand],
+        now_unix_s: float,
+        durability: Durability = "os",
+    ) -> None:
         self.id = session_id
         self.owner = owner
         self.created_unix_s = self.last_activity_unix_s = now_unix_s
-        self.log = EventLog(session_id, epoch=epoch)
-        self.conversation = Conversation(session_id)
+        self.log = EventLog(session_id, epoch=epoch, durability=durability)
+        self.conversation = Conversation(session_id, durability=durability)
+        self.finished = FinishedRequests()
         self.ends: tuple[tuple[int, int], ...] = ()
         self.corrupt_epoch = 0
         self.hole_seq = 0
@@ -63,15 +73,15 @@ class Session:
         self.attachment: Attachment | None = None
         self.observers: dict[int, Attachment] = {}
         self.is_stored = False
-        self.ledger_key = b""
-        self.ended: dict[str, _Ended] = {}
-        self.ledger: dict[bytes, Finished] = {}
+        self.is_archived = False
+        self.idle_since_s = 0.0
         self._outbox = outbox
         self._has_buffer = False
         self._is_dropping = False
+        self._is_compacting = False
+        self._is_over_quota = False
         self._floor_recorded = 0
         self._floor_recorded_s = float("-inf")
-        self._when_durable: deque[tuple[int, int, bytes]] = deque()
 
     # --- attachments -----------------------------------------------------------------------------------------------
 
@@ -117,13 +127,15 @@ class Session:
 
     def snapshot_builder(self) -> SnapshotBuilder:
         """Gathers the state of the requests that are open or still in the log, as of now."""
-        kept: list[Request | _Ended] = [*self.queue, *(each for each in self.ended.values() if each.seq > self.floor)]
+        ended = [each for each in self.finished.unacknowledged.values() if each.seq > self.floor]
+        kept: list[Request | Unacknowledged] = [*self.queue, *ended]
         starts = [each.start_seq - 1 for each in kept if each.start_seq > 0]
         as_of = self.log.sendable
         return SnapshotBuilder(
             after_seq=min([self.floor, as_of, *starts]),
             as_of=as_of,
             floor=self.floor,
+            hole_seq=self.hole_seq,
             queued=[each.id for each in self.queue],
         )
 
@@ -162,12 +174,7 @@ class Session:
     def end(self, request: Request, event: m.Done | m.Error) -> None:
         """The request's terminal event. It leaves the queue."""
         self.queue.remove(request)
-        self.remember_end(request, event, self.emit(event, sync=True))
-
-    def remember_end(self, request: Request, event: m.Done | m.Error, seq: int) -> None:
-        """Keeps how a request ended, for when its id comes again."""
-        terminal: Terminal = "done" if isinstance(event, m.Done) else "error"
-        self.ended[request.id] = _Ended(request.digest, request.start_seq, seq, terminal)
+        self.finished.add(request, event, self.emit(event, sync=True))
 
     def restored(self, *, has_buffer: bool) -> None:
         """The session was opened from its files."""
@@ -182,47 +189,26 @@ class Session:
                 self._has_buffer = self._has_buffer or append.log == "buffer"
                 self._outbox.append(append)
 
-    # --- idempotency -----------------------------------------------------------------------------------------------
-
-    def known(self, request_id: str, digest: bytes) -> m.Message | None:
-        """The answer to a request whose id was used before; None if it is new."""
-        for position, each in enumerate(self.queue):
-            if each.id == request_id:
-                queue = m.Queue(request_id=request_id, position=position)
-                return queue if each.digest == digest else _conflict(request_id)
-        ended = self.ended.get(request_id)
-        if ended is not None:
-            if ended.digest != digest:
-                return _conflict(request_id)
-            if ended.seq > self.floor:
-                return m.Queue(request_id=request_id, position=0)
-            return _duplicate(request_id, ended.terminal)
-        finished = self.ledger.get(ledger_mac(self.ledger_key, request_id.encode())) if self.ledger else None
-        if finished is None:
-            return None
-        if finished.body_mac != ledger_mac(self.ledger_key, digest):
-            return _conflict(request_id)
-        return _duplicate(request_id, finished.terminal)
-
-    def has_ended(self, request_id: str) -> bool:
-        """Whether a request of this id was accepted and has ended, however long ago the ledger reaches."""
-        if request_id in self.ended:
-            return True
-        return bool(self.ledger) and ledger_mac(self.ledger_key, request_id.encode()) in self.ledger
-
-    def reply_when_durable(self, attachment: Attachment, n: int, message: m.Message) -> None:
-        """Sends an un-sequenced reply once record `n` is safe."""
-        self._when_durable.append((n, attachment.connection, encode(message)))
-        self._release_replies()
-
     # --- progress --------------------------------------------------------------------------------------------------
 
     def flushed(self, *, written: int, durable: int) -> None:
         """Takes the store's report on the buffer log and sends what it frees."""
         self.log.flushed(written=written, durable=durable)
-        self._release_replies()
+        self.release_replies()
         self.pump_all()
         self.drop_if_done()
+
+    def reply_when_settled(self, attachment: Attachment, journal: Journal, n: int, message: m.Message) -> None:
+        """Sends an un-sequenced reply once record `n` of one of the session's logs is as safe as it has to be."""
+        journal.reply_when_settled(n, attachment.connection, encode(message))
+        self.release_replies()
+
+    def release_replies(self) -> None:
+        """Sends the replies that what was written frees."""
+        for journal in (self.conversation.journal, self.log.journal):
+            for connection, frame in journal.take_replies():
+                if self.find(connection) is not None:
+                    self._outbox.append(Send(connection, (frame,)))
 
     def pump_all(self) -> None:
         """Sends everyone what they may have."""
@@ -277,7 +263,7 @@ class Session:
             self._floor_recorded = self.floor
             self._floor_recorded_s = now_s if math.isfinite(now_s) else -math.inf
             self.log.journal.add("ack", encode_body(AckBody(floor=self.floor)), sync=False)
-            self._age_ended()
+            self._compact_if_due()
 
     def drop_if_done(self) -> None:
         """Deletes the buffer file when everything is acknowledged, nothing is open and all is safely written."""
@@ -291,6 +277,7 @@ class Session:
         ):
             self._is_dropping, self._has_buffer = True, False
             self._floor_recorded = self.floor
+            self.log.extent.clear()
             self._outbox.append(DropBuffer(session_id=self.id, meta=self.meta()))
 
     def dropped(self, *, now_s: float) -> None:
@@ -306,19 +293,70 @@ class Session:
             self.send(attachment, attachment.ack_reply(self.floor, now_s=now_s))
         self.record_floor(now_s=now_s)
 
+    def _compact_if_due(self) -> None:
+        """Drops what is acknowledged once it is half of the log. Source: log-format, "Compaction".
+
+        Kept is everything from the `request` record of the oldest request on that is not wholly acknowledged: to go on,
+        and to know its id again, takes all of it.
+        """
+        self.finished.age(self.floor)
+        needed = [each.record_n for each in self.queue]
+        needed += [each.record_n for each in self.finished.unacknowledged.values()]
+        extent = self.log.extent
+        mark = extent.cut(seq=self.floor, n=min(needed, default=self.log.journal.last_n))
+        if mark is None or self._is_compacting or self._is_dropping:
+            return
+        if extent.before_bytes(mark) >= max(COMPACT_BYTES, extent.size_bytes // 2):
+            self._is_compacting = True
+            self._outbox.append(Compact(session_id=self.id, first_n=mark.n, meta=self.meta()))
+
+    def compacted(self, first_n: int) -> None:
+        """The log begins with record `first_n` now."""
+        self._is_compacting = False
+        self.log.extent.begin_at(first_n)
+
+    def expire(self) -> None:
+        """Lets go of what nobody came back for; the conversation stays."""
+        self.floor = self.log.last_seq
+        self.is_archived = True
+        self.drop_if_done()
+
+    def is_over_quota(self, quota: Quota) -> bool:
+        """Whether so much is unacknowledged that nothing more may be generated; once over, until half is free again."""
+        share = 2 if self._is_over_quota else 1
+        events = self.log.last_seq - self.floor
+        self._is_over_quota = (
+            events * share > quota.max_events or self.log.extent.beyond_bytes(self.floor) * share > quota.max_bytes
+        )
+        return self._is_over_quota
+
     # --- meta ------------------------------------------------------------------------------------------------------
 
     def meta(self) -> SessionMeta:
         """What the store keeps beside the logs."""
-        self._age_ended()
+        self.finished.age(self.floor)
         return SessionMeta(
             owner=self.owner,
             created_s=self.created_unix_s,
             last_activity_s=self.last_activity_unix_s,
-            last_seq=self.log.last_seq,
+            last_seq=self.log.sendable,
             floor=self.floor,
-            finished=tuple(self.ledger.values()),
+            finished=self.finished.ledger(),
+            title=self.conversation.title,
+            messages=len(self.conversation.messages),
+            idle_since_s=self.idle_since_s,
+            archived=self.is_archived,
         )
+
+    def keep(self) -> None:
+        """Writes meta, for what the logs do not tell."""
+        if self.is_stored:
+            self._outbox.append(Keep(session_id=self.id, meta=self.meta()))
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether nothing runs and nobody is owed anything."""
+        return not self.queue and self.floor == self.log.last_seq
 
     def is_idle(self) -> bool:
         """Whether nothing is attached, queued or on its way to the disk, so that the session can leave memory."""
@@ -327,6 +365,7 @@ class Session:
             or self.observers
             or self.queue
             or self._is_dropping
+            or self._is_compacting
             or not self.log.journal.is_settled
             or not self.conversation.journal.is_settled
         )
@@ -336,35 +375,6 @@ class Session:
         self.flush()
         if self.is_stored:
             self._outbox.append(Close(session_id=self.id, meta=self.meta()))
-
-    def _age_ended(self) -> None:
-        """Moves requests whose events are acknowledged to the ledger, which is bounded."""
-        if not self.ledger_key:
-            return
-        for request_id, ended in [(key, each) for key, each in self.ended.items() if each.seq <= self.floor]:
-            del self.ended[request_id]
-            id_mac = ledger_mac(self.ledger_key, request_id.encode())
-            self.ledger[id_mac] = Finished(
-                id_mac=id_mac, body_mac=ledger_mac(self.ledger_key, ended.digest), terminal=ended.terminal
-            )
-        while len(self.ledger) > LEDGER_SIZE:
-            del self.ledger[next(iter(self.ledger))]
-
-    def _release_replies(self) -> None:
-        while self._when_durable and self._when_durable[0][0] <= self.log.journal.settled:
-            _, connection, frame = self._when_durable.popleft()
-            if self.find(connection) is not None:
-                self._outbox.append(Send(connection, (frame,)))
-
-
-def _conflict(request_id: str) -> m.Error:
-    return rejection(request_id, ErrorCode.CONFLICT, "this request_id was used for another request in this session")
-
-
-def _duplicate(request_id: str, terminal: Terminal) -> m.Error:
-    text = "this request ran already; its events were acknowledged and dropped"
-    error = rejection(request_id, ErrorCode.DUPLICATE, text)
-    return msgspec.structs.replace(error, terminal=terminal)
 
 
 def rejection(request_id: str | None, code: ErrorCode, message: str, *, field: str | None = None) -> m.Error:

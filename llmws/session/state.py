@@ -13,18 +13,32 @@ from llmws.protocol import CloseCode, ErrorCode, encode
 from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.attachment import Attachment
-from llmws.session.session import Session, rejection
+from llmws.session.journal import Durability
+from llmws.session.session import Quota, Session, rejection
 from llmws.store_api import Delete
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the hub takes from the configuration."""
+    """What the hub takes from the configuration, whose documentation tells what is not told here.
+
+    Attributes:
+        uptime_s: how long the server has been up in all its earlier starts.
+        session_ttl_s: how long what is not acknowledged is kept for an absent client.
+    """
 
     limits: m.Limits
     heartbeat: m.Heartbeat
     server: m.ServerInfo
     generation_defaults: m.Sampling
+    durability: Durability = "os"
+    uptime_s: float = 0.0
     max_observers: int = 8
+    max_sessions: int = 64
+    quota: Quota = Quota()
+    max_pause_s: float = 3600.0
+    requests_per_minute: int = 600
+    session_ttl_s: float = 86_400.0
+    conversation_ttl_d: float = 0.0
     load_on_demand: bool = True
 
 
@@ -51,6 +65,10 @@ class HubState:
         self.device = m.DeviceSummary(device="", total_gb=0.0, free_gb=0.0)
         self.is_draining = False
         self._ending: dict[str, _Ending] = {}
+
+    def uptime_s(self) -> float:
+        """How long the server has been up, over all its starts: what sessions expire by, as no clock can jump it."""
+        return self.settings.uptime_s + self.clock.monotonic() - self.started_s
 
     def attachment(self, connection: int) -> Attachment | None:
         """The connection's attachment, if it is still attached."""
@@ -82,7 +100,7 @@ class HubState:
         self.detached_s.pop(session.id, None)
 
     def delete(self, session: Session, *, asker: int) -> None:
-        """Deletes a session's files for good; the caller then forgets the session.
+        """Deletes a session's files for its owner; the caller then forgets the session.
 
         The asker is told, and everyone who is attached sent away, when the disk has it: what was said to be gone must
         not come back after a kill.

@@ -1,10 +1,12 @@
 """Whose turn it is: gives waiting requests to the engine in a fair order, and turns what comes back into events.
 
 Knows no connections. Invariants: a session runs one request at a time; sessions get their turns in the order they came;
-nothing starts while a model is being switched.
+nothing starts while a model is being switched, or while too much of its session is not acknowledged.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from llmws.engine_api import Chunk, ModelFailed, ModelInfo, PromptFailed, PromptJob, PromptReady
 from llmws.protocol import ErrorCode
@@ -16,6 +18,9 @@ from llmws.session.request import MAX_RESUMES, Request
 from llmws.session.session import Session
 from llmws.session.state import HubState
 
+MEAN_SHARE: Final = 0.2
+"""Share of the newest request in the mean duration."""
+
 
 class Turns:
     """The line of waiting sessions, and the requests that are being rendered or generated."""
@@ -24,8 +29,10 @@ class Turns:
         self._state = state
         self._models = models
         self._waiting: dict[str, None] = {}
+        self._held: dict[str, float] = {}
         self._active: dict[str, tuple[Session, Request]] = {}
         self._attempts = 0
+        self._mean_s = 0.0
 
     @property
     def active(self) -> list[tuple[Session, Request]]:
@@ -33,17 +40,54 @@ class Turns:
         return list(self._active.values())
 
     def enqueue(self, session: Session) -> None:
-        """Puts the session in line for its next request, if it has one that waits."""
+        """Puts the session in line for its next request, if it has one that waits; or holds it, over its quota."""
         self._state.dirty[session.id] = session
-        if session.queue and session.queue[0].state == "queued":
+        if not session.queue or session.queue[0].state not in ("queued", "paused"):
+            self._held.pop(session.id, None)
+        elif session.is_over_quota(self._state.settings.quota):
+            self._hold(session)
+        else:
+            self._held.pop(session.id, None)
             self._waiting.setdefault(session.id)
+
+    def _hold(self, session: Session) -> None:
+        """Keeps a session from going on until its client acknowledges; its request is told why."""
+        self._waiting.pop(session.id, None)
+        request = session.queue[0]
+        if session.id not in self._held and (request.state == "paused" or not request.is_started):
+            text = "Too much is not acknowledged; this goes on when half of it is."
+            session.emit(m.Log(code="paused", request_id=request.id, message=text))
+        self._held.setdefault(session.id, self._state.clock.monotonic())
+
+    def acknowledged(self, session: Session) -> None:
+        """A client has acknowledged something: a session that was held for that may go on."""
+        if session.id in self._held:
+            self.enqueue(session)
 
     def forget(self, session: Session) -> None:
         """The session leaves memory; nothing of it may go on."""
         self._waiting.pop(session.id, None)
+        self._held.pop(session.id, None)
         for request in session.queue:
             self._stop(request)
         self._state.forget(session)
+
+    def places(self) -> dict[str, int]:
+        """How many requests of other sessions go before the first of each session in line, once there is a line."""
+        if not self._models.is_settled or self._models.current is None:
+            return {}
+        return {each: place for place, each in enumerate(self._waiting, start=1)}
+
+    def eta_ms(self, *, ahead: int, place: int) -> int | None:
+        """A guess at when a request starts, from how long others took.
+
+        Args:
+            ahead: requests of its own session, one after another.
+            place: of its session in line; several run side by side.
+        """
+        if not self._mean_s or self._models.current is None:
+            return None
+        return round(1e3 * self._mean_s * (ahead + place / self._models.current.max_running))
 
     def admit(self) -> None:
         """Gives requests their turn, in the order their sessions came, as far as the model allows."""
@@ -141,6 +185,14 @@ class Turns:
         if outcome is not None:
             del self._active[chunk.key]
             self.end(session, request, outcome, chunk.error_message)
+        elif session.is_over_quota(self._state.settings.quota):
+            self._pause(session, request)
+
+    def _pause(self, session: Session, request: Request) -> None:
+        """Nobody acknowledges what is generated: the engine's memory goes to others until somebody does."""
+        self._stop(request)
+        request.state = "paused"
+        self.enqueue(session)
 
     def load_failed(self, event: ModelFailed) -> None:
         """Ends the requests whose turn can't come because of it."""
@@ -152,6 +204,9 @@ class Turns:
         """Gives a request its terminal event, keeps its turn, and lets the session's next one come."""
         self._stop(request)
         was_next = session.queue[0] is request
+        if request.submitted_s is not None:
+            seconds = self._state.clock.monotonic() - request.submitted_s
+            self._mean_s += (seconds - self._mean_s) * (MEAN_SHARE if self._mean_s else 1)
         event: m.Done | m.Error
         if isinstance(outcome, ErrorCode):
             event = m.Error(request_id=request.id, code=outcome, message=message, retryable=outcome.retryable)
@@ -161,6 +216,7 @@ class Turns:
         self.keep_turn(session, request, event)
         if was_next:
             self._waiting.pop(session.id, None)
+            self._held.pop(session.id, None)
         self.enqueue(session)
 
     def keep_turn(self, session: Session, request: Request, event: m.Done | m.Error) -> None:
@@ -180,11 +236,17 @@ class Turns:
                 self.end(session, request, "cancelled")
 
     def expire(self, now_s: float) -> None:
-        """Ends generations that nobody has come back for within their `ttl_s`."""
-        for session, request in self.active:
+        """Ends generations that nobody has come back for within their `ttl_s`, and requests held for too long."""
+        held = [self._state.sessions[each] for each in self._held]
+        for session, request in [*self.active, *((each, each.queue[0]) for each in held if each.queue[0].is_started)]:
             ttl_s, detached_s = request.message.ttl_s, self._state.detached_s.get(session.id)
             if ttl_s is not None and detached_s is not None and now_s - detached_s >= ttl_s:
                 self.end(session, request, "interrupted")
+        for session_id, since_s in list(self._held.items()):
+            if now_s - since_s >= self._state.settings.max_pause_s:
+                session = self._state.sessions[session_id]
+                text = "too much was not acknowledged for too long"
+                self.end(session, session.queue[0], ErrorCode.BUFFER_FULL, text)
 
     def _activate(self, session: Session, request: Request, info: ModelInfo) -> None:
         self._state.dirty[session.id] = session
@@ -210,7 +272,7 @@ class Turns:
         )
 
     def _resume(self, session: Session, request: Request, info: ModelInfo) -> None:
-        """A request that an earlier process began goes on from its logged tokens."""
+        """A request that was paused, or that an earlier process began, goes on from its logged tokens."""
         prompt = request.prompt
         if prompt is None:
             self.end(session, request, ErrorCode.INTERNAL, "the log holds a start without its prompt")
@@ -220,15 +282,16 @@ class Turns:
             self.end(session, request, ErrorCode.MODEL_FAILED, "the model that began this answer has changed")
         else:
             exact = request.is_exact_on(info)
-            doubt = "" if exact else " The rest may differ from what would have come."
+            was_paused = request.state == "paused"
+            text = "The answer goes on." if was_paused else "The server was restarted; the answer goes on."
             notice = m.Log(
-                code="resumed_after_restart",
+                code="continued" if was_paused else "resumed_after_restart",
                 request_id=request.id,
                 from_index=len(request.ids),
                 exact=exact,
-                message=f"The server was restarted; the answer goes on.{doubt}",
+                message=text if exact else f"{text} The rest may differ from what would have come.",
             )
-            session.emit(notice, sync=True)
+            session.emit(notice, sync=not was_paused)
             self._submit(request)
 
     def _submit(self, request: Request) -> None:

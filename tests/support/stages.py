@@ -29,7 +29,7 @@ from llmws.session import events as e
 from llmws.session.hub import Hub
 from llmws.session.state import HubSettings
 from llmws.store.memory import MemoryDisk, MemoryStore
-from llmws.store_api import Append, Create, Delete, DropBuffer, Open, Read
+from llmws.store_api import Append, Compact, Create, Delete, DropBuffer, Keep, Open, Read
 from llmws.store_api import Close as CloseSession
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +151,10 @@ class HubStage:
         selected: ModelRef | None = GUIDE,
         broken: dict[str, str] | None = None,
         load_on_demand: bool = True,
+        **settings: Any,
     ) -> None:
+        self.settings = settings
+        self.uptime_s = 0.0
         self.token = token
         self.models = models
         self.selected = selected
@@ -172,6 +175,8 @@ class HubStage:
             server=m.ServerInfo(node_id="node", version="0"),
             generation_defaults=m.Sampling(max_new_tokens=100, do_sample=True, temperature=0.7),
             load_on_demand=self.load_on_demand,
+            uptime_s=self.uptime_s,
+            **self.settings,
         )
         self.hub = Hub(settings, clock=self.clock, entropy=self.entropy)
         self.engine = scripted_engine(self.broken)
@@ -183,6 +188,7 @@ class HubStage:
             self.post(e.SelectModel(self.selected))
         self.post(e.ModelsScanned(self.models))
         self.post(e.UnfinishedFound(tuple(self.store.unfinished())))
+        self.store.survey()
 
     def identify(self, token: str | None) -> Identity | Denied:
         return Identity("local", "admin") if self.token in (None, token) else Denied()
@@ -214,8 +220,10 @@ class HubStage:
                 self.inbox.append(e.Answer(number, inspected(message)))
             case PromptJob():
                 self.inbox.append(rendered(command))
-            case Create() | Open() | Append() | Read() | DropBuffer() | CloseSession() | Delete():
+            case Create() | Open() | Append() | Read() | DropBuffer() | Compact() | Keep() | CloseSession() | Delete():
                 self.store.submit(command)
+            case e.SaveUptime(uptime_s=uptime_s):
+                self.uptime_s = uptime_s
             case e.RememberModel():
                 pass
 

@@ -1,0 +1,282 @@
+"""Which sessions are in memory, which are being opened, and which only lie in their files.
+
+Owns opening, eviction, expiry, archiving and the list of an owner's sessions. Knows no messages: what came for a
+session that is being opened waits here, and goes back to the hub. Invariant: of a session that is not in memory no
+request is unfinished, except one that is about to be opened.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Literal
+
+import msgspec
+
+from llmws.protocol import messages as m
+from llmws.session import events as e
+from llmws.session.directory import Directory
+from llmws.session.recovery import restore
+from llmws.session.session import Session
+from llmws.session.state import HubState
+from llmws.session.turns import Turns
+from llmws.store_api import Close, Delete, Failed, Open, Opened, SessionMeta, Surveyed
+
+EVICT_AFTER_S: Final = 300.0
+"""A detached session with nothing to do leaves memory after this long; its files stay."""
+
+MAX_OPENING: Final = 4
+"""Sessions that are opened side by side without anybody asking."""
+
+EXPIRE_EVERY_S: Final = 60.0
+KEEP_EVERY_S: Final = 3600.0
+"""How often meta of an attached session notes that somebody is there."""
+
+RETRY_S: Final = 5.0
+"""After a failure of the disk a session with unfinished requests is opened again so late."""
+
+MAX_LISTED: Final = 1000
+
+Waiting = e.Attach | e.Receive
+
+
+class Shelf:
+    """The sessions, wherever they are.
+
+    Args:
+        again: takes what waited for a session, now that it is known whether there is one.
+    """
+
+    def __init__(self, state: HubState, turns: Turns, *, again: Callable[[Waiting], None]) -> None:
+        self._state = state
+        self._turns = turns
+        self._again = again
+        self._directory = Directory(state)
+        self._opening: dict[str, list[Waiting]] = {}
+        self._opening_for: dict[int, str] = {}
+        self._unasked: deque[str] = deque()
+        self._retries: dict[str, float] = {}
+        self._expiring: set[str] = set()
+        self._listing: list[tuple[int, str]] = []
+        self._expire_due_s = 0.0
+
+    # --- opening ---------------------------------------------------------------------------------------------------
+
+    def open_for(self, session_id: str, event: Waiting) -> None:
+        """Opens a session from its files; the event waits for that."""
+        self._open(session_id)
+        self._opening[session_id].append(event)
+        if isinstance(event, e.Attach):
+            self._opening_for[event.connection] = session_id
+
+    def wait(self, event: e.Receive) -> None:
+        """Lets a message wait behind the hello of its connection, if that waits."""
+        if (session_id := self._opening_for.get(event.connection)) is not None:
+            self._opening[session_id].append(event)
+
+    def withdraw(self, connection: int) -> None:
+        """The connection is gone, and what it sent is not wanted any more."""
+        waiting = self._opening.get(self._opening_for.pop(connection, ""), [])
+        waiting[:] = [each for each in waiting if each.connection != connection]
+
+    def unfinished_found(self, event: e.UnfinishedFound) -> None:
+        """Opens what an earlier process left unfinished."""
+        self._unasked.extend(event.session_ids)
+        self._open_unasked()
+
+    def _open(self, session_id: str) -> None:
+        if session_id not in self._opening and session_id not in self._state.sessions:
+            self._opening[session_id] = []
+            self._state.out.append(Open(session_id=session_id))
+
+    def _open_unasked(self) -> None:
+        """Opens a few at a time, so that a hello does not wait behind hundreds."""
+        while self._unasked and len(self._opening) < MAX_OPENING:
+            self._open(self._unasked.popleft())
+
+    def opened(self, event: Opened) -> None:
+        """A session's files are read."""
+        state = self._state
+        try:
+            session, ended = restore(
+                event, outbox=state.out, now_s=state.clock.monotonic(), durability=state.settings.durability
+            )
+        except msgspec.MsgspecError:
+            # The records are authentic, so another version wrote them; what it means is not for this one to guess.
+            state.out.append(Close(session_id=event.session_id, meta=event.meta))
+            self.failed(Failed(session_id=event.session_id, message="another version of llmws wrote this session"))
+            return
+        state.sessions[session.id] = session
+        state.detached_s[session.id] = state.clock.monotonic()
+        session.log.trim(keep_bytes=0)
+        self._directory.take(session.id)
+        self._retries.pop(session.id, None)
+        for turn in ended:
+            self._turns.keep_turn(session, turn.request, turn.terminal)
+        self._turns.cancel_abandoned(session)
+        self._turns.enqueue(session)
+        session.flush()
+        session.drop_if_done()
+        waiting = self._take_waiting(session.id)
+        if session.id in self._expiring:
+            self._expiring.discard(session.id)
+            if not waiting and not session.queue:
+                self._expire(session)
+        for each in waiting:
+            self._again(each)  # not to `session`: a message before this one may have ended it
+
+    def unknown(self, session_id: str) -> list[Waiting]:
+        """There is no such session. Returns what waited for it."""
+        self._directory.take(session_id)
+        self._expiring.discard(session_id)
+        return self._take_waiting(session_id)
+
+    def failed(self, event: Failed) -> None:
+        """The log cannot be used: clients are sent away; the next hello, or a retry, opens what the disk has."""
+        state = self._state
+        for each in self._take_waiting(event.session_id):
+            if isinstance(each, e.Attach):
+                state.send_away(each.connection, event.message)
+        self._expiring.discard(event.session_id)
+        state.deletion_failed(event.session_id, event.message)
+        session = state.sessions.get(event.session_id)
+        if session is not None:
+            for attachment in session.attachments():
+                state.send_away(attachment.connection, event.message)
+            if session.queue:
+                self._retries[session.id] = state.clock.monotonic() + RETRY_S
+            self._leave(session)
+        elif event.session_id in self._retries:
+            self._retries[event.session_id] = state.clock.monotonic() + RETRY_S
+
+    def _take_waiting(self, session_id: str) -> list[Waiting]:
+        waiting = self._opening.pop(session_id, [])
+        for each in waiting:
+            self._opening_for.pop(each.connection, None)
+        self._open_unasked()
+        return waiting
+
+    # --- leaving ---------------------------------------------------------------------------------------------------
+
+    def tick(self, now_s: float) -> None:
+        """Time has passed: notes who is there, and lets go of sessions that nobody needs in memory, or at all."""
+        state = self._state
+        uptime_s = state.uptime_s()
+        for session in {each.id: each for each in state.connections.values()}.values():
+            if uptime_s - session.idle_since_s >= KEEP_EVERY_S:
+                session.idle_since_s = uptime_s
+                session.keep()
+        evict_after_s = min(EVICT_AFTER_S, state.settings.session_ttl_s)
+        for session_id, detached_s in list(state.detached_s.items()):
+            if now_s - detached_s < evict_after_s:
+                break  # in the order they detached: the rest is younger
+            self._evict(state.sessions[session_id])
+        for session_id, due_s in list(self._retries.items()):
+            if now_s >= due_s:
+                self._retries[session_id] = now_s + RETRY_S
+                self._unasked.append(session_id)
+        if now_s >= self._expire_due_s:
+            self._expire_due_s = now_s + EXPIRE_EVERY_S
+            fresh = [each for each in self._directory.expired() if each not in self._expiring]
+            self._expiring.update(fresh)
+            self._unasked.extend(fresh)
+        self._open_unasked()
+
+    def shut(self) -> None:
+        """Closes every session."""
+        for session in list(self._state.sessions.values()):
+            self._turns.forget(session)
+            session.close()
+
+    def gone(self, session_id: str) -> None:
+        """The session's files are deleted."""
+        self._directory.take(session_id)
+
+    def _evict(self, session: Session) -> None:
+        if session.is_idle():
+            session.close()
+            self._leave(session)
+
+    def _leave(self, session: Session) -> None:
+        """The session leaves memory."""
+        if session.is_stored:
+            self._directory.put(session.id, session.meta())
+        self._turns.forget(session)
+
+    def _expire(self, session: Session) -> None:
+        """Drops what nobody came back for, and all of it where there is no conversation to be kept."""
+        if self._directory.has_outlived(session.meta()):
+            self._state.out.append(Delete(session_id=session.id, keep_tombstone=False))
+            self._turns.forget(session)
+        else:
+            session.expire()
+            # First in line to be evicted.
+            self._state.detached_s = {session.id: float("-inf"), **self._state.detached_s}
+
+    # --- an owner's sessions ---------------------------------------------------------------------------------------
+
+    def make_room(self, session: Session) -> bool:
+        """Whether the session may take disk: its owner has fewer live sessions than allowed, or one can be archived."""
+        if session.is_stored and not session.is_archived:
+            return True
+        state, directory = self._state, self._directory
+        in_memory = [each for each in state.sessions.values() if each.owner == session.owner and _is_live(each)]
+        in_files = [(each, meta) for each, meta in directory.of(session.owner) if directory.is_live(meta)]
+        surplus = len(in_memory) + len(in_files) + 1 - state.settings.max_sessions
+        idle = [(each.idle_since_s, each.id) for each in in_memory if each.is_idle() and each.is_acknowledged]
+        idle += [(meta.idle_since_s, each) for each, meta in in_files if meta.floor == meta.last_seq]
+        if surplus > len(idle):
+            return False
+        for _, session_id in sorted(idle)[: max(0, surplus)]:
+            if (old := state.sessions.get(session_id)) is not None:
+                old.is_archived = True
+                self._evict(old)
+            else:
+                directory.archive(session_id)
+        session.is_archived = False
+        return True
+
+    def list_for(self, connection: int, owner: str) -> None:
+        """Sends an owner's list of sessions, once it is known."""
+        if self._directory.is_complete:
+            self._state.send(connection, m.Sessions(sessions=self._entries(owner)))
+        else:
+            self._listing.append((connection, owner))
+
+    def surveyed(self, event: Surveyed) -> None:
+        """Takes what the store keeps, and answers those who asked for it."""
+        self._directory.surveyed(event)
+        if self._directory.is_complete:
+            asked, self._listing = self._listing, []
+            for connection, owner in asked:
+                if self._state.attachment(connection) is not None:
+                    self.list_for(connection, owner)
+
+    def _entries(self, owner: str) -> list[m.SessionEntry]:
+        entries = [
+            _entry(each.id, each.meta(), "attached" if each.attachments() else _resting(live=not each.is_archived))
+            for each in self._state.sessions.values()
+            if each.owner == owner and each.is_stored
+        ]
+        directory = self._directory
+        entries += [_entry(each, meta, _resting(live=directory.is_live(meta))) for each, meta in directory.of(owner)]
+        return sorted(entries, key=lambda entry: entry.last_activity, reverse=True)[:MAX_LISTED]
+
+
+def _is_live(session: Session) -> bool:
+    return session.is_stored and not session.is_archived
+
+
+def _resting(*, live: bool) -> Literal["detached", "archived"]:
+    return "detached" if live else "archived"
+
+
+def _entry(session_id: str, meta: SessionMeta, state: Literal["attached", "detached", "archived"]) -> m.SessionEntry:
+    return m.SessionEntry(
+        session_id=session_id,
+        title=meta.title,
+        created=meta.created_s,
+        last_activity=meta.last_activity_s,
+        state=state,
+        messages=meta.messages,
+    )
