@@ -1,7 +1,7 @@
 """A job to its answer: rendering, tokenising and making the context fit.
 
-Pure but for the tokenizer it is handed: no thread, no files, no clock of its own, so it may move into a process
-unchanged. Invariant: `render` answers every job; the ids that it returns are at least one and fewer than `max_context`.
+Pure but for the tokenizer it is handed: no process, no files, no clock of its own. Invariant: `render` answers every
+job; the ids that it returns are at least one and fewer than `max_context`.
 
 A system turn that the template has no place for (Gemma's raises) is not folded into the user's text: the job fails with
 the template's own words. Folding would say to the model what nobody wrote, and would do so silently.
@@ -10,15 +10,12 @@ the template's own words. Folding would say to the model what nobody wrote, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from llmws.engine_api import PromptFailed, PromptJob, PromptReady, Turn
 from llmws.errors import PromptError
+from llmws.prompt.limits import MAX_CONTENT_BYTES
 from llmws.prompt.model_text import ModelText
 from llmws.protocol import ErrorCode
-
-MAX_CONTENT_CHARS: Final = 4 * 2**20
-"""Longest context in characters, without what the template adds: some five seconds of tokenising."""
 
 
 def render(job: PromptJob, model: ModelText) -> PromptReady | PromptFailed:
@@ -55,8 +52,8 @@ def tokenize(turns: Sequence[Turn], model: ModelText) -> list[int]:
 def _fitted(job: PromptJob, model: ModelText) -> tuple[list[int], int]:
     """The ids, and how many turns were dropped so that `reserve` tokens are left or only the last exchange is."""
     head, exchanges = _split(job.turns)
-    first = _first_within(exchanges, MAX_CONTENT_CHARS - _chars(head)) if job.droppable else 0
-    _check_chars(head, exchanges[first:])
+    first = _first_within(exchanges, MAX_CONTENT_BYTES - _bytes(head)) if job.droppable else 0
+    _check_bytes(head, exchanges[first:])
     room = job.max_context - job.reserve
     fitting: dict[int, list[int]] = {}
 
@@ -88,35 +85,35 @@ def _split(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], list[list[Turn]]]:
     return head, exchanges
 
 
-def _chars(exchange: Sequence[Turn]) -> int:
-    return sum(len(turn.content) for turn in exchange)
+def _bytes(exchange: Sequence[Turn]) -> int:
+    return sum(len(turn.content.encode()) for turn in exchange)
 
 
 def _first_within(exchanges: Sequence[Sequence[Turn]], limit: int) -> int:
     """The first exchange from which on the text is no longer than `limit`; at most the last one."""
     total = 0
     for index in range(len(exchanges) - 1, -1, -1):
-        total += _chars(exchanges[index])
+        total += _bytes(exchanges[index])
         if total > limit:
             return min(index + 1, len(exchanges) - 1)
     return 0
 
 
-def _check_chars(head: Sequence[Turn], exchanges: Sequence[Sequence[Turn]]) -> None:
-    total = _chars(head) + sum(map(_chars, exchanges))
-    if total > MAX_CONTENT_CHARS:
+def _check_bytes(head: Sequence[Turn], exchanges: Sequence[Sequence[Turn]]) -> None:
+    total = _bytes(head) + sum(map(_bytes, exchanges))
+    if total > MAX_CONTENT_BYTES:
         raise PromptError(
-            ErrorCode.CONTEXT_TOO_LONG, f"the prompt has {total} characters; at most {MAX_CONTENT_CHARS} are taken"
+            ErrorCode.CONTEXT_TOO_LONG, f"the prompt has {total} bytes; at most {MAX_CONTENT_BYTES} are taken"
         )
 
 
 def _guess(exchanges: Sequence[Sequence[Turn]], first: int, *, excess: float) -> int:
     """The exchange before which about the share `excess` of the text from `first` on lies."""
-    remaining = excess * sum(map(_chars, exchanges[first:]))
+    remaining = excess * sum(map(_bytes, exchanges[first:]))
     for index in range(first, len(exchanges)):
         if remaining <= 0:
             return index
-        remaining -= _chars(exchanges[index])
+        remaining -= _bytes(exchanges[index])
     return len(exchanges) - 1
 
 

@@ -4,8 +4,8 @@ A template is a program that came with the model, so it is hostile until shown o
 files. Invariant: `ChatTemplate.render` returns at most `MAX_CHARS` characters or raises `PromptError`, and ends at the
 first step of a loop or a lazy filter, or the first call, after `MAX_CPU_S`.
 
-What one step may cost is not bounded: doubling a string in a loop can fill memory before the time is over. Only a
-process that can be killed bounds that, and this module is written to move into one as it is.
+What one step may cost is not bounded here: doubling a string in a loop can fill memory before the time is over. The
+process that this runs in bounds that (`confinement`, `process`).
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class ChatTemplate:
             return _joined(self._template.generate(variables))
         except PromptError:
             raise
+        except MemoryError:
+            raise PromptError(ErrorCode.MODEL_FAILED, "the model's chat template took too much memory") from None
         except _RefusedError as refusal:
             message = f"the model's chat template refuses this conversation: {_said(refusal)}"
             raise PromptError(ErrorCode.MODEL_FAILED, message) from None

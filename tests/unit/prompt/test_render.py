@@ -103,12 +103,12 @@ def test_a_refusal_while_dropping_is_the_answer() -> None:
 
 
 def test_more_text_than_is_ever_tokenised_is_dropped_or_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "MAX_CONTENT_CHARS", 20)
+    monkeypatch.setattr(rendering, "MAX_CONTENT_BYTES", 20)
     model = Letters()
     turns = talk("ufirst", "a" + "x" * 100, "usecond", "ananswer", "uend")
     assert text(render(job(turns=turns, droppable=True), model)) == "u:second;a:nanswer;u:end;"
-    refused = render(job(turns=talk("u" + "x" * 21), droppable=True), model)
-    message = "the prompt has 21 characters; at most 20 are taken"
+    refused = render(job(turns=talk("u" + "ä" * 11), droppable=True), model)
+    message = "the prompt has 22 bytes; at most 20 are taken"
     assert refused == PromptFailed(key="k", code=ErrorCode.CONTEXT_TOO_LONG, message=message)
     assert model.texts == ["u:second;a:nanswer;u:end;"]
 
