@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmws import __version__
+from llmws.cli import keys
 
 if TYPE_CHECKING:
     from llmws.config import Config
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(revoke)
     revoke.add_argument("id", help="as `llmws token list` shows it")
     revoke.set_defaults(run=_revoke_token)
+    keys.add_commands(commands, _add_config, _configuration)
     return parser
 
 

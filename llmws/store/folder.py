@@ -98,6 +98,11 @@ def list_unfinished(site: Site) -> list[str]:
     return [path.parent.name for path in logs]
 
 
+def list_session_folders(site: Site) -> list[Path]:
+    """The folders of all sessions. Raises OSError."""
+    return [site.sessions / name for name in site.disk.names(site.sessions) if is_session_id(name)]
+
+
 class SessionFolder:
     """An open session; made by `create_session` or `open_session`.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llmws.errors import ConfigError
@@ -30,6 +32,17 @@ def hold_state_folder(state: Path) -> StateLock:
     Raises:
         ConfigError: another process has it, or it cannot be made or written.
     """
+    lock = try_hold_state_folder(state)
+    if lock is None:
+        raise ConfigError(
+            f"{state}: in use by another llmws server (process {_holder(state)}); "
+            "stop that one, or give this one its own paths.state_dir"
+        )
+    return lock
+
+
+def try_hold_state_folder(state: Path) -> StateLock | None:
+    """Likewise, but None where another process has it. Raises ConfigError."""
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -38,15 +51,29 @@ def hold_state_folder(state: Path) -> StateLock:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
         os.close(handle)
-        raise ConfigError(
-            f"{state}: in use by another llmws server (process {holder or 'unknown'}); "
-            "stop that one, or give this one its own paths.state_dir"
-        ) from None
+        return None
     except OSError as error:
         os.close(handle)
         raise ConfigError(f"{state}: cannot be locked ({error.strerror}); it must be on a local disk") from None
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return StateLock(handle)
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Keeps other processes, as `llmws token create` beside a server, from changing a file. Raises ConfigError."""
+    try:
+        handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _holder(state: Path) -> str:
+    return (state / "lock").read_bytes()[:32].decode("ascii", "replace").strip() or "unknown"

@@ -17,7 +17,7 @@ import msgspec
 
 from llmws.errors import StorageError
 from llmws.store.disk import read_whole
-from llmws.store.folder import META_NAME, Site, is_session_id
+from llmws.store.folder import META_NAME, Site, list_session_folders
 from llmws.store.meta import Meta, MetaForgedError, open_meta, sealing_kid
 from llmws.store_api import SessionMeta, Surveyed
 
@@ -117,13 +117,14 @@ def look_through(site: Site) -> Iterator[Look]:
     """All sessions whose meta can be read."""
     try:
         deleted = set(site.disk.names(site.deleted))
-        session_ids = [name for name in site.disk.names(site.sessions) if is_session_id(name) and name not in deleted]
+        folders = [folder for folder in list_session_folders(site) if folder.name not in deleted]
     except OSError as error:
         _logger.error("the sessions cannot be listed: %s", error.strerror or error)
         return
-    for session_id in session_ids:
+    for folder in folders:
+        session_id = folder.name
         try:
-            data = read_whole(site.disk, site.sessions / session_id / META_NAME)
+            data = read_whole(site.disk, folder / META_NAME)
             if data is None:
                 continue
             meta = open_meta(data, uuid.UUID(session_id).bytes, site.keys)

@@ -7,14 +7,12 @@ SHA-256 hashes; a token carries 256 random bits, so a plain hash of it cannot be
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import hmac
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -23,6 +21,7 @@ from msgspec import Meta
 
 from llmws.errors import ConfigError
 from llmws.store.disk import OsDisk, write_atomically
+from llmws.store.lock import alone_with
 
 _logger = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ class TokenFile:
 
     def revoke(self, token_id: str) -> bool:
         """Makes a token invalid at once; False if there is none of that id. Raises ConfigError as `create`."""
-        with self._locked():
+        with alone_with(self._path):
             before = self._read().tokens
             after = tuple(entry for entry in before if entry.id != token_id)
             if len(after) < len(before):
@@ -148,7 +147,7 @@ class TokenFile:
             raise ConfigError(f"a token cannot be made for {principal[:64]!r}: {error}") from None
 
     def _add(self, entry: TokenEntry) -> None:
-        with self._locked():
+        with alone_with(self._path):
             self._write(self._path, _encoded((*self._read().tokens, entry)))
 
     def _refresh(self) -> None:
@@ -185,19 +184,6 @@ class TokenFile:
             write_atomically(OsDisk(), path, data)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keeps other processes (`llmws token create` beside a server) from changing the file in between."""
-        try:
-            handle = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise ConfigError(f"{self._path}: cannot be written ({error.strerror})") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
 
 
 def _hash(token: str) -> str:

@@ -113,3 +113,55 @@ def test_a_missing_master_key_is_a_storage_error():
 
 def test_a_key_ring_does_not_show_its_keys():
     assert repr(KeyRing({1: KEY})) == "KeyRing(kids=[1])"
+
+
+# --- a key file that changes ---------------------------------------------------------------------------------------
+
+
+def lines(*kids: int) -> str:
+    return "".join(f"{kid} {base64.b64encode(bytes([kid]) * 32).decode()}\n" for kid in kids)
+
+
+def test_a_refresh_takes_over_a_changed_file(tmp_path):
+    path = write(tmp_path / "k", lines(1))
+    ring = load_keys(tmp_path, key_file=path, environ={})
+    write(path, lines(1, 2))
+    assert ring.current == 1
+    ring.refresh()
+    assert (ring.current, ring.kids, ring.get(1)) == (2, [1, 2], b"\1" * 32)
+    write(path, lines(2, 3, 4))
+    ring.refresh()
+    assert (ring.current, ring.kids) == (4, [2, 3, 4])
+
+
+@pytest.mark.parametrize("text", ["", "1 nonsense\n", None])
+def test_a_file_that_cannot_be_used_any_more_changes_nothing_and_is_reported_once(tmp_path, caplog, text):
+    path = write(tmp_path / "k", lines(1, 2))
+    ring = load_keys(tmp_path, key_file=path, environ={})
+    if text is None:
+        path.unlink()
+    else:
+        write(path, text)
+    ring.refresh()
+    ring.refresh()
+    assert ring.kids == [1, 2]
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["the master keys stay as they were"]
+    write(path, lines(2, 3))
+    ring.refresh()
+    assert ring.kids == [2, 3]
+
+
+def test_a_key_that_others_could_read_meanwhile_is_not_taken_over(tmp_path):
+    path = write(tmp_path / "k", lines(1))
+    ring = load_keys(tmp_path, key_file=path, environ={})
+    write(path, lines(1, 2), mode=0o644)
+    ring.refresh()
+    assert ring.kids == [1]
+
+
+def test_a_credential_is_read_once(tmp_path):
+    path = write(tmp_path / "credentials" / "master.key", lines(1))
+    ring = load_keys(tmp_path, environ={"CREDENTIALS_DIRECTORY": str(path.parent)})
+    write(path, lines(1, 2))
+    ring.refresh()
+    assert ring.kids == [1]
