@@ -213,6 +213,8 @@ class Turns:
         else:
             event = request.done(outcome, now_s=self._state.clock.monotonic())
         session.end(request, event)
+        if not session.attachments():
+            session.idle_since_s = self._state.uptime_s()  # its result has just begun to wait for somebody
         self.keep_turn(session, request, event)
         if was_next:
             self._waiting.pop(session.id, None)

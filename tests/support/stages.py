@@ -81,12 +81,13 @@ class Stage(Protocol):
 class ManualClock:
     def __init__(self) -> None:
         self.now_s = 1_000.0
+        self.wall_s = 1_700_000_000.0
 
     def monotonic(self) -> float:
         return self.now_s
 
     def time(self) -> float:
-        return 1_700_000_000.0 + self.now_s
+        return self.wall_s + self.now_s
 
 
 class CountingEntropy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import msgspec
 import pytest
@@ -12,35 +11,10 @@ from llmws.engine_api import Chunk, ModelRef
 from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.shelf import EVICT_AFTER_S
-from tests.support.stages import GUIDE, HubClient, HubStage
+from tests.support.stages import GUIDE, HubStage
+from tests.support.stories import ASK, client, finish, types, welcomed
 
 OTHER = ModelRef(name="other", path="var/models/other", location="/var/other", size_bytes=5, source="var")
-ASK: dict[str, Any] = {"type": "inference", "request_id": "a", "prompt": "hi"}
-
-
-async def client(stage: HubStage, **hello: Any) -> HubClient:
-    made = await stage.connect()
-    await made.send({"type": "hello", "auth": stage.token, **hello})
-    return made
-
-
-async def welcomed(stage: HubStage, **hello: Any) -> tuple[HubClient, dict[str, Any]]:
-    made = await client(stage, **hello)
-    return made, await made.receive()
-
-
-async def types(made: HubClient) -> list[str]:
-    """The types of everything that has come, `code` for errors and logs."""
-    seen = []
-    while made.frames:
-        message = await made.receive()
-        seen.append(message.get("code", message["type"]))
-    return seen
-
-
-async def finish(stage: HubStage) -> None:
-    for _ in range(3):
-        await stage.step()
 
 
 # --- log before wire -------------------------------------------------------------------------------------------------
