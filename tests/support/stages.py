@@ -15,6 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -152,9 +153,11 @@ class HubStage:
         selected: ModelRef | None = GUIDE,
         broken: dict[str, str] | None = None,
         load_on_demand: bool = True,
+        max_running: int | None = None,
         **settings: Any,
     ) -> None:
         self.settings = settings
+        self.max_running = max_running
         self.uptime_s = 0.0
         self.token = token
         self.models = models
@@ -180,7 +183,7 @@ class HubStage:
             **self.settings,
         )
         self.hub = Hub(settings, clock=self.clock, entropy=self.entropy)
-        self.engine = scripted_engine(self.broken)
+        self.engine = scripted_engine(self.broken, max_running=self.max_running)
         self.engine.start(lambda: None)
         self.store = MemoryStore(self.disk, now_ms=lambda: int(self.clock.time() * 1000))
         self.store.start(lambda: None)
@@ -348,14 +351,17 @@ class SocketStage:
 # --- both ----------------------------------------------------------------------------------------------------------
 
 
-def scripted_engine(broken: dict[str, str] | None = None) -> ScriptedEngine:
+def scripted_engine(broken: dict[str, str] | None = None, *, max_running: int | None = None) -> ScriptedEngine:
     """`Hello` to everybody, but numbers to whoever asks for them."""
     numbers = tuple(Step(((number, f"{number} "),)) for number in range(1, 101))
 
     def script(request):
         return numbers if request.prompt_ids == (9,) else HELLO
 
-    return ScriptedEngine(script, models={GUIDE.name: model_info(GUIDE, max_context=MAX_CONTEXT)}, broken=broken)
+    info = model_info(GUIDE, max_context=MAX_CONTEXT)
+    if max_running is not None:
+        info = msgspec.structs.replace(info, max_running=max_running)
+    return ScriptedEngine(script, models={GUIDE.name: info}, broken=broken)
 
 
 def rendered(job: PromptJob) -> PromptReady | PromptFailed:
