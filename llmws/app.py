@@ -48,7 +48,7 @@ from llmws.server.listen import Server, bind
 from llmws.server.ports import Identity
 from llmws.session import events as e
 from llmws.session.hub import Hub
-from llmws.session.session import Quota
+from llmws.session.rules import Rules
 from llmws.session.state import HubSettings
 from llmws.store.folder import Site
 from llmws.store.keys import load_keys
@@ -322,11 +322,14 @@ def hub_settings(config: Config, remembered: ServerState) -> HubSettings:
         heartbeat=m.Heartbeat(interval_s=config.server.heartbeat_s),
         server=m.ServerInfo(node_id=remembered.node_id, version=__version__),
         generation_defaults=config.generation_defaults.to_sampling(),
-        durability=config.storage.durability,
+        rules=Rules(
+            durability=config.storage.durability,
+            max_unacknowledged_bytes=limits.max_unacknowledged_bytes,
+            max_unacknowledged_events=limits.max_unacknowledged_events,
+        ),
         uptime_s=remembered.uptime_s,
         max_observers=limits.max_observers,
         max_sessions=limits.max_sessions,
-        quota=Quota(max_bytes=limits.max_unacknowledged_bytes, max_events=limits.max_unacknowledged_events),
         max_pause_s=limits.max_pause_s,
         requests_per_minute=limits.requests_per_minute,
         session_ttl_s=config.sessions.ttl_s,

@@ -14,9 +14,10 @@ import msgspec
 
 from llmws.engine_api import Turn
 from llmws.protocol import messages as m
-from llmws.session.journal import Durability, Journal
+from llmws.session.journal import Journal
 from llmws.session.records import MessageBody, SettingsBody, encode_body
 from llmws.session.request import Request
+from llmws.session.rules import Durability
 from llmws.store_api import Record
 
 PAGE_CHARS: Final = 256 * 1024

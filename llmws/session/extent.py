@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from operator import attrgetter
-from typing import Final, NamedTuple
-
-STRIDE_BYTES: Final = 16 * 1024
+from typing import NamedTuple
 
 
 class Mark(NamedTuple):
@@ -26,15 +24,20 @@ _n = attrgetter("n")
 
 
 class Extent:
-    """The sizes of the events in a buffer log."""
+    """The sizes of the events in a buffer log.
 
-    def __init__(self) -> None:
+    Args:
+        stride_bytes: how exactly they are known.
+    """
+
+    def __init__(self, *, stride_bytes: int) -> None:
+        self._stride_bytes = stride_bytes
         self._marks: list[Mark] = []
         self._end_bytes = 0
 
     def add(self, *, seq: int, n: int, size_bytes: int) -> None:
         """Notes the newest event."""
-        stride_bytes = max(STRIDE_BYTES, self._end_bytes >> 8)
+        stride_bytes = max(self._stride_bytes, self._end_bytes >> 8)
         if not self._marks or self._end_bytes - self._marks[-1].before_bytes >= stride_bytes:
             self._marks.append(Mark(seq, n, self._end_bytes))
         self._end_bytes += size_bytes

@@ -147,7 +147,7 @@ class Hub:
             epoch=int(now_unix_s * 1000),
             outbox=state.out,
             now_unix_s=now_unix_s,
-            durability=state.settings.durability,
+            rules=state.settings.rules,
         )
         state.sessions[session.id] = session
         attachment = self._attachment(session, event, mode="takeover", position=0)
@@ -219,7 +219,7 @@ class Hub:
             resources=self._state.device,
             limits=settings.limits,
             heartbeat=settings.heartbeat,
-            durability=settings.durability,
+            durability=settings.rules.durability,
             server=settings.server,
         )
         session.send(attachment, [protocol.encode(welcome)])

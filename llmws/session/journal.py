@@ -7,16 +7,14 @@ before it, is written, and every record up to it that asked for an fdatasync has
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal
 
 import msgspec
 
 from llmws.protocol import encode
 from llmws.protocol import messages as m
 from llmws.session.extent import Extent
+from llmws.session.rules import Durability, Rules
 from llmws.store_api import Append, LogName, Record, RecordKind
-
-Durability = Literal["os", "disk"]
 
 TAIL_BYTES = 64 * 1024
 """Sendable frames kept in memory for connections that are about level; the others are served from the file."""
@@ -99,11 +97,9 @@ class Journal:
 class EventLog:
     """The buffer log: a journal whose events also have a `seq`, and the newest frames in memory."""
 
-    def __init__(
-        self, session_id: str, *, epoch: int, durability: Durability = "os", next_n: int = 1, last_seq: int = 0
-    ) -> None:
-        self.journal = Journal(session_id, "buffer", durability=durability, next_n=next_n)
-        self.extent = Extent()
+    def __init__(self, session_id: str, *, epoch: int, rules: Rules, next_n: int = 1, last_seq: int = 0) -> None:
+        self.journal = Journal(session_id, "buffer", durability=rules.durability, next_n=next_n)
+        self.extent = Extent(stride_bytes=rules.compact_bytes // 4)
         self.epoch = epoch
         self.last_seq = last_seq
         self.sendable = last_seq

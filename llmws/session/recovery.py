@@ -14,9 +14,10 @@ from llmws.protocol import messages as m
 from llmws.session.conversation import Conversation
 from llmws.session.events import HubCommand
 from llmws.session.finished import FinishedRequests
-from llmws.session.journal import Durability, EventLog
+from llmws.session.journal import EventLog
 from llmws.session.records import AckBody, PromptBody, RequestBody
 from llmws.session.request import Request
+from llmws.session.rules import Rules
 from llmws.session.session import Session
 from llmws.store_api import Opened, Record
 
@@ -33,11 +34,13 @@ class RestoredTurn(msgspec.Struct, frozen=True):
 
 
 def restore(
-    opened: Opened, *, outbox: list[HubCommand], now_s: float, durability: Durability
+    opened: Opened, *, outbox: list[HubCommand], now_s: float, rules: Rules
 ) -> tuple[Session, list[RestoredTurn]]:
     """The session, and the requests that ended within the log (a crash may have come before their turns were kept)."""
     meta = opened.meta
-    session = Session(opened.session_id, meta.owner, epoch=opened.epoch, outbox=outbox, now_unix_s=meta.created_s)
+    session = Session(
+        opened.session_id, meta.owner, epoch=opened.epoch, outbox=outbox, now_unix_s=meta.created_s, rules=rules
+    )
     session.last_activity_unix_s = meta.last_activity_s
     session.ends = opened.ends
     session.is_stored = True
@@ -45,7 +48,7 @@ def restore(
     session.idle_since_s = meta.idle_since_s
     session.finished = FinishedRequests(key=opened.ledger_key, ledger=meta.finished)
     session.conversation = Conversation(
-        opened.session_id, durability=durability, records=opened.conversation, next_n=opened.next_conversation_n
+        opened.session_id, durability=rules.durability, records=opened.conversation, next_n=opened.next_conversation_n
     )
     fold = _Fold(floor=meta.floor, now_s=now_s)
     for record in opened.records:
@@ -56,9 +59,7 @@ def restore(
     session.corrupt_epoch = opened.corrupt_epoch
     # A meta that has seen more events than the log holds: the log's end was lost, though no line of it is damaged.
     session.hole_seq = last_seq if last_seq > reached else fold.hole_seq
-    session.log = EventLog(
-        opened.session_id, epoch=opened.epoch, durability=durability, next_n=opened.next_n, last_seq=last_seq
-    )
+    session.log = EventLog(opened.session_id, epoch=opened.epoch, rules=rules, next_n=opened.next_n, last_seq=last_seq)
     for record in opened.records:
         if record.kind == "event":
             session.log.extent.add(seq=record.seq, n=record.n, size_bytes=len(record.value))

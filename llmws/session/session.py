@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final
-
-import msgspec
 
 from llmws.protocol import CloseCode, ErrorCode, encode
 from llmws.protocol import messages as m
@@ -19,20 +16,11 @@ from llmws.session.attachment import ACK_INTERVAL_S, Attachment, SnapshotBuilder
 from llmws.session.conversation import Conversation
 from llmws.session.events import Disconnect, HubCommand, Send
 from llmws.session.finished import FinishedRequests, Unacknowledged
-from llmws.session.journal import TAIL_BYTES, Durability, EventLog, Journal
+from llmws.session.journal import TAIL_BYTES, EventLog, Journal
 from llmws.session.records import AckBody, RequestBody, encode_body
 from llmws.session.request import Request
+from llmws.session.rules import Rules
 from llmws.store_api import Close, Compact, Create, DropBuffer, Keep, ReadResult, SessionMeta
-
-COMPACT_BYTES: Final = 64 * 1024
-"""Less than this in acknowledged events is not worth writing the rest of the log anew."""
-
-
-class Quota(msgspec.Struct, frozen=True, kw_only=True):
-    """How much may be unacknowledged before a session generates nothing more. Source: protocol, "Slow clients"."""
-
-    max_bytes: int = 16 * 2**20
-    max_events: int = 65_536
 
 
 class Session:
@@ -57,13 +45,14 @@ class Session:
         epoch: int,
         outbox: list[HubCommand],
         now_unix_s: float,
-        durability: Durability = "os",
+        rules: Rules,
     ) -> None:
         self.id = session_id
         self.owner = owner
         self.created_unix_s = self.last_activity_unix_s = now_unix_s
-        self.log = EventLog(session_id, epoch=epoch, durability=durability)
-        self.conversation = Conversation(session_id, durability=durability)
+        self.rules = rules
+        self.log = EventLog(session_id, epoch=epoch, rules=rules)
+        self.conversation = Conversation(session_id, durability=rules.durability)
         self.finished = FinishedRequests()
         self.ends: tuple[tuple[int, int], ...] = ()
         self.corrupt_epoch = 0
@@ -306,7 +295,7 @@ class Session:
         mark = extent.cut(seq=self.floor, n=min(needed, default=self.log.journal.last_n))
         if mark is None or self._is_compacting or self._is_dropping:
             return
-        if extent.before_bytes(mark) >= max(COMPACT_BYTES, extent.size_bytes // 2):
+        if extent.before_bytes(mark) >= max(self.rules.compact_bytes, extent.size_bytes // 2):
             self._is_compacting = True
             self._outbox.append(Compact(session_id=self.id, first_n=mark.n, meta=self.meta()))
 
@@ -321,12 +310,13 @@ class Session:
         self.is_archived = True
         self.drop_if_done()
 
-    def is_over_quota(self, quota: Quota) -> bool:
+    def is_over_quota(self) -> bool:
         """Whether so much is unacknowledged that nothing more may be generated; once over, until half is free again."""
         share = 2 if self._is_over_quota else 1
-        events = self.log.last_seq - self.floor
+        count, size_bytes = self.log.last_seq - self.floor, self.log.extent.beyond_bytes(self.floor)
         self._is_over_quota = (
-            events * share > quota.max_events or self.log.extent.beyond_bytes(self.floor) * share > quota.max_bytes
+            count * share > self.rules.max_unacknowledged_events
+            or size_bytes * share > self.rules.max_unacknowledged_bytes
         )
         return self._is_over_quota
 

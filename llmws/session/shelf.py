@@ -98,9 +98,7 @@ class Shelf:
         """A session's files are read."""
         state = self._state
         try:
-            session, ended = restore(
-                event, outbox=state.out, now_s=state.clock.monotonic(), durability=state.settings.durability
-            )
+            session, ended = restore(event, outbox=state.out, now_s=state.clock.monotonic(), rules=state.settings.rules)
         except msgspec.MsgspecError:
             # The records are authentic, so another version wrote them; what it means is not for this one to guess.
             state.out.append(Close(session_id=event.session_id, meta=event.meta))

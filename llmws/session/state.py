@@ -13,8 +13,8 @@ from llmws.protocol import CloseCode, ErrorCode, encode
 from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.attachment import Attachment
-from llmws.session.journal import Durability
-from llmws.session.session import Quota, Session, rejection
+from llmws.session.rules import Rules
+from llmws.session.session import Session, rejection
 from llmws.store_api import Delete
 
 
@@ -30,11 +30,10 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: m.Heartbeat
     server: m.ServerInfo
     generation_defaults: m.Sampling
-    durability: Durability = "os"
+    rules: Rules = Rules()
     uptime_s: float = 0.0
     max_observers: int = 8
     max_sessions: int = 64
-    quota: Quota = Quota()
     max_pause_s: float = 3600.0
     requests_per_minute: int = 600
     session_ttl_s: float = 86_400.0

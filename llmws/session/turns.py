@@ -44,7 +44,7 @@ class Turns:
         self._state.dirty[session.id] = session
         if not session.queue or session.queue[0].state not in ("queued", "paused"):
             self._held.pop(session.id, None)
-        elif session.is_over_quota(self._state.settings.quota):
+        elif session.is_over_quota():
             self._hold(session)
         else:
             self._held.pop(session.id, None)
@@ -185,7 +185,7 @@ class Turns:
         if outcome is not None:
             del self._active[chunk.key]
             self.end(session, request, outcome, chunk.error_message)
-        elif session.is_over_quota(self._state.settings.quota):
+        elif session.is_over_quota():
             self._pause(session, request)
 
     def _pause(self, session: Session, request: Request) -> None:

@@ -15,7 +15,6 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -153,7 +152,7 @@ class HubStage:
         selected: ModelRef | None = GUIDE,
         broken: dict[str, str] | None = None,
         load_on_demand: bool = True,
-        max_running: int | None = None,
+        max_running: int = 4,
         **settings: Any,
     ) -> None:
         self.settings = settings
@@ -351,16 +350,14 @@ class SocketStage:
 # --- both ----------------------------------------------------------------------------------------------------------
 
 
-def scripted_engine(broken: dict[str, str] | None = None, *, max_running: int | None = None) -> ScriptedEngine:
+def scripted_engine(broken: dict[str, str] | None = None, *, max_running: int = 4) -> ScriptedEngine:
     """`Hello` to everybody, but numbers to whoever asks for them."""
     numbers = tuple(Step(((number, f"{number} "),)) for number in range(1, 101))
 
     def script(request):
         return numbers if request.prompt_ids == (9,) else HELLO
 
-    info = model_info(GUIDE, max_context=MAX_CONTEXT)
-    if max_running is not None:
-        info = msgspec.structs.replace(info, max_running=max_running)
+    info = model_info(GUIDE, max_context=MAX_CONTEXT, max_running=max_running)
     return ScriptedEngine(script, models={GUIDE.name: info}, broken=broken)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmws.session.extent import STRIDE_BYTES, Extent
+from llmws.session.extent import Extent
 
+STRIDE_BYTES = 16 * 1024
 SIZES = st.lists(st.integers(1, 40_000), min_size=1, max_size=200)
 
 
 def filled(sizes: list[int]) -> Extent:
     """Event `seq` is record `2 * seq`."""
-    extent = Extent()
+    extent = Extent(stride_bytes=STRIDE_BYTES)
     for seq, size in enumerate(sizes, start=1):
         extent.add(seq=seq, n=2 * seq, size_bytes=size)
     return extent

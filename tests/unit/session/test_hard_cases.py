@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmws.session import events as e
-from llmws.session.session import Quota
+from llmws.session.rules import Rules
 from llmws.session.shelf import EVICT_AFTER_S
 from llmws.store_api import Compact, Read
 from tests.support.stages import HubClient, HubStage
@@ -211,11 +211,11 @@ async def test_06_a_request_is_known_after_its_events_were_compacted_also_in_the
     assert await types(user) == ["conflict"]
 
 
-SMALL = Quota(max_bytes=1 << 20, max_events=20)
+SMALL = Rules(max_unacknowledged_events=20)
 
 
 async def test_07_a_request_that_the_quota_has_paused_stays_paused_over_a_restart_and_goes_on_when_there_is_room():
-    stage = HubStage(quota=SMALL)
+    stage = HubStage(rules=SMALL)
     user, welcome = await welcomed(stage)
     await user.send({**NUMBERS, "request_id": "a"})
     await finish(stage, 62)
@@ -243,7 +243,7 @@ async def test_07_a_request_that_the_quota_has_paused_stays_paused_over_a_restar
 
 
 async def test_07_a_restart_while_paused_counts_as_a_disconnect():
-    stage = HubStage(quota=SMALL)
+    stage = HubStage(rules=SMALL)
     user, welcome = await welcomed(stage)
     await user.send({**NUMBERS, "request_id": "a", "on_disconnect": "cancel"})
     await finish(stage, 62)
@@ -392,7 +392,7 @@ async def test_14_a_bare_acknowledgement_in_the_middle_of_an_answer_reaches_to_t
 
 
 async def test_15_with_a_window_of_zero_for_ever_the_queue_is_served_up_to_the_quota_and_then_ends_in_buffer_full():
-    stage = HubStage(quota=SMALL, max_pause_s=100.0)
+    stage = HubStage(rules=SMALL, max_pause_s=100.0)
     user, welcome = await welcomed(stage, window=0)
     for number in range(17):
         await user.send({**NUMBERS, "request_id": f"n{number}"})

@@ -1,11 +1,12 @@
 """Which records have settled, and which events may therefore be sent."""
 
 from llmws.protocol import messages as m
-from llmws.session.journal import EventLog, Journal
+from llmws.session.journal import EventLog
+from llmws.session.rules import Rules, Journal
 
 
 def log() -> EventLog:
-    return EventLog("s", epoch=5)
+    return EventLog("s", epoch=5, rules=Rules())
 
 
 def notice(text: str) -> m.Log:
