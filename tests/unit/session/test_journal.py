@@ -1,8 +1,8 @@
 """Which records have settled, and which events may therefore be sent."""
 
 from llmws.protocol import messages as m
-from llmws.session.journal import EventLog
-from llmws.session.rules import Rules, Journal
+from llmws.session.journal import EventLog, Journal
+from llmws.session.rules import Rules
 
 
 def log() -> EventLog:
