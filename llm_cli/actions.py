@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from llm_cli import commands
 from llm_cli.chat import Chat
-from llm_cli.commands import Call
+from llm_cli.commands import Call, nearest
 from llm_cli.progress import loading
 from llm_cli.render import clean, clean_line
+from llm_cli.session_actions import SESSION_ACTIONS, Action
+from llmws.client import RequestRejectedError
 from llmws.client.requests import SamplingValue
+from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
-
-_HISTORY_DEFAULT: Final = 10
 
 SETTINGS: Final = Sampling.__struct_fields__
 """Names that `/config` takes."""
@@ -38,32 +39,42 @@ async def run(chat: Chat, call: Call) -> None:
         ClientError: the server refused or is gone.
         ValueError: the argument is not one.
     """
-    if not commands.is_available(call.command, is_online=chat.is_online):
-        chat.say(f"/{call.command.name} needs a connection")
-        return
-    await ACTIONS[call.command.name](chat, call.argument)
+    command = call.command
+    if not call.argument and command.arguments and not command.arguments.startswith("["):
+        raise ValueError(f"/{command.name} needs more: /{command.name} {command.arguments}")
+    if command.needs != "nothing" and not chat.is_online:
+        raise ValueError(f"/{command.name} needs a connection, and there is none now")
+    if command.needs in ("session", "admin"):
+        chat.client.take_over()
+    try:
+        await ACTIONS[command.name](chat, call.argument)
+    except RequestRejectedError as error:
+        if command.needs != "admin" or error.code != ErrorCode.FORBIDDEN:
+            raise
+        chat.is_admin = False
+        text = f"/{command.name} needs an admin's token; `llmws token create --role admin` makes one"
+        raise ValueError(text) from None
 
 
 async def _help(chat: Chat, _argument: str) -> None:
-    chat.say(commands.help_text(is_online=chat.is_online, columns=shutil.get_terminal_size().columns))
+    columns = shutil.get_terminal_size().columns
+    chat.say(commands.help_text(is_online=chat.is_online, is_admin=chat.is_admin, columns=columns))
 
 
 async def _model(chat: Chat, argument: str) -> None:
     if argument:
         if chat.is_online:
-            chat.model_names = [model.name for model in await chat.client.models()]
-        if chat.model_names and argument not in chat.model_names:
-            raise ValueError(f"there is no model {argument}; /models lists them")
-        chat.model = argument
+            await chat.list_models()
+        chat.model = _listed(chat, argument)
     present = chat.view.model or "none"
     chat.say(f"model: {chat.model}" if chat.model else f"model: the server's present one ({present})")
 
 
 async def _models(chat: Chat, _argument: str) -> None:
-    models = await chat.client.models()
-    chat.model_names = [model.name for model in models]
+    models = await chat.list_models()
     if not models:
         chat.say("there is no model on the server")
+        return
     rows = [
         ("*" if model.loaded else "", clean_line(model.name), f"{model.size_mb:,.1f} MB", clean_line(model.path))
         for model in models
@@ -72,7 +83,8 @@ async def _models(chat: Chat, _argument: str) -> None:
 
 
 async def _switch(chat: Chat, argument: str) -> None:
-    name = _wanted(argument, "a model's name; /models lists them")
+    await chat.list_models()
+    name = _listed(chat, argument)
     with loading() as show:
         switched = await chat.client.switch_model(name, show)
     chat.model = None
@@ -81,11 +93,9 @@ async def _switch(chat: Chat, argument: str) -> None:
 
 
 async def _delete(chat: Chat, argument: str) -> None:
-    name = _wanted(argument, "a model's name; /models lists them")
-    entry = next((model for model in await chat.client.models() if model.name == name), None)
-    if entry is None:
-        raise ValueError(f"there is no model {name}; /models lists them")
-    if not await chat.confirm(f"delete {clean_line(name)} ({entry.size_mb:,.1f} MB)? y/N "):
+    sizes_mb = {model.name: model.size_mb for model in await chat.list_models()}
+    name = _listed(chat, argument)
+    if not await chat.confirm(f"delete {clean_line(name)} ({sizes_mb.get(name, 0):,.1f} MB)? y/N "):
         chat.say("nothing was deleted")
         return
     deleted = await chat.client.delete_model(name)
@@ -133,30 +143,6 @@ async def _status(chat: Chat, _argument: str) -> None:
     chat.say(_table(rows))
 
 
-async def _session(chat: Chat, _argument: str) -> None:
-    if (session_id := chat.client.session_id) is None:
-        chat.say("there is no session yet: not connected")
-    else:
-        chat.say(f"session {session_id}\nto come back: llm --session {session_id}")
-
-
-async def _new(chat: Chat, _argument: str) -> None:
-    if chat.conversation.was_used:
-        chat.say(f"to come back to this session: llm --session {chat.client.session_id}")
-    await chat.new_session()
-
-
-async def _history(chat: Chat, argument: str) -> None:
-    if argument and not argument.isdecimal():
-        raise ValueError("give a number of messages")
-    limit = int(argument) if argument else _HISTORY_DEFAULT
-    page = await chat.client.history(limit=max(1, min(limit, 200)))
-    if not page.messages:
-        chat.say("nothing was said in this session yet")
-    for message in page.messages:
-        chat.say(f"{message.role}: {clean(message.content)}\n")
-
-
 async def _cancel(chat: Chat, _argument: str) -> None:
     running = chat.client.running()
     for request_id in running:
@@ -168,7 +154,7 @@ async def _quit(_chat: Chat, _argument: str) -> None:
     raise LeaveError
 
 
-ACTIONS: Final[dict[str, Callable[[Chat, str], Awaitable[None]]]] = {
+ACTIONS: Final[dict[str, Action]] = {
     "help": _help,
     "model": _model,
     "models": _models,
@@ -178,18 +164,25 @@ ACTIONS: Final[dict[str, Callable[[Chat, str], Awaitable[None]]]] = {
     "system": _system,
     "resources": _resources,
     "status": _status,
-    "session": _session,
-    "new": _new,
-    "history": _history,
     "cancel": _cancel,
     "quit": _quit,
+    **SESSION_ACTIONS,
 }
 
 
-def _wanted(argument: str, what: str) -> str:
-    if not argument:
-        raise ValueError(f"give {what}")
-    return argument
+def _listed(chat: Chat, word: str) -> str:
+    """The name of the model with that name or path.
+
+    Raises:
+        ValueError: there is no such model, as far as is known.
+    """
+    names = [model.name for model in chat.models]
+    if word in names or not names:
+        return word
+    found = next((model.name for model in chat.models if model.path == word), None)
+    if found is None:
+        raise ValueError(f"there is no model {word}; {nearest(word, names) or '/models lists them'}")
+    return found
 
 
 def _setting(word: str) -> tuple[str, SamplingValue]:
@@ -198,7 +191,8 @@ def _setting(word: str) -> tuple[str, SamplingValue]:
     if not equals:
         raise ValueError(f"{word!r} is not NAME=VALUE")
     if name not in SETTINGS:
-        raise ValueError(f"there is no setting {name}; the settings are {', '.join(SETTINGS)}")
+        meant = nearest(name, SETTINGS) or f"the settings are {', '.join(SETTINGS)}"
+        raise ValueError(f"there is no setting {name}; {meant}")
     try:
         value = json.loads(text)
     except ValueError:

@@ -39,6 +39,7 @@ class Options(NamedTuple):
         prompt: the words of the prompt, joined; empty for none.
         sampling: sampling parameters by wire name.
         wait_s: how long a one-shot call waits for the server.
+        temporary: delete the session when leaving.
     """
 
     prompt: str
@@ -54,6 +55,7 @@ class Options(NamedTuple):
     system: str | None
     sampling: dict[str, float | int | bool | str | list[str] | dict[str, float] | None]
     wait_s: float
+    temporary: bool
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -74,6 +76,8 @@ def parse(argv: Sequence[str]) -> Options:
         parser.error("--url already names the host and the port")
     if given.session is not None and given.resume_last:
         parser.error("--session already names the session that --continue would look for")
+    if given.temporary and (given.session is not None or given.resume_last):
+        parser.error("--temporary is for a new session")
     sampling = {
         name: value
         for flag, *_ in _SAMPLING
@@ -97,6 +101,7 @@ def parse(argv: Sequence[str]) -> Options:
         system=given.system,
         sampling=sampling,
         wait_s=given.wait,
+        temporary=given.temporary,
     )
 
 
@@ -120,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     session.add_argument(
         "-c", "--continue", action="store_true", dest="resume_last", help="go on with the session used last"
     )
+    session.add_argument("--temporary", action="store_true", help="delete the session and its text when leaving")
     server = parser.add_argument_group("server (default: the one that runs on this account)")
     server.add_argument("--url", metavar="URL", help=f"e.g. http://127.0.0.1:{DEFAULT_PORT} or wss://host/v1/ws")
     server.add_argument("--host", metavar="HOST", help="instead of --url")

@@ -9,22 +9,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from llm_cli import exits
 from llm_cli.bookmark import Bookmarks
 from llm_cli.conversation import Conversation, shown_of
 from llm_cli.render import Renderer
 from llm_cli.screen import Screen
-from llm_cli.show import TextDisplay
+from llm_cli.show import Shown, TextDisplay
 from llm_cli.target import Target
 from llm_cli.view import View, notice, reduce
 from llmws.client import Client, ClientError, Connected, Disconnected
-from llmws.protocol.messages import Sampling
+from llmws.protocol.messages import ModelEntry, Sampling, SessionEntry
 
 PATIENT_S = 3600.0
 """How long the chat tries to reach a server: a person sees the state and decides when to leave."""
 MOMENT_S = 0.3
 """How long the first attempt to connect is waited for, so that what was missed comes before the prompt."""
+
+
+class Draft(NamedTuple):
+    """A question that the person is to change before it is asked.
+
+    Attributes:
+        text: the question as it was.
+        parent_id: the message that it follows; empty for none.
+    """
+
+    text: str
+    parent_id: str
 
 
 class Chat:
@@ -36,16 +49,21 @@ class Chat:
         renderer: makes a renderer that goes on in the given state.
         say: shows lines that the person asked for, whatever is on the screen.
         note: shows a line that the person did not ask for.
+        wait: shows a request's place in the queue, until it is called again; empty when it is its turn.
         confirm: asks the person a question; whether the answer is yes.
         changed: called when `view` has changed.
         bookmarks: where what was shown is recorded.
+        is_temporary: whether new sessions are deleted when they are left.
 
     Attributes:
         view: what the person knows of the session.
         model: which model the person chose; None for the server's.
         system: the system message for the next prompts.
         config: sampling parameters of the command line.
-        model_names: the server's models, as last listed.
+        models: the server's models, as last listed.
+        sessions: the person's sessions, as last listed.
+        is_admin: whether the token is an admin's, as far as is known.
+        draft: what the next prompt begins with, if anything.
     """
 
     conversation: Conversation
@@ -59,18 +77,26 @@ class Chat:
         renderer: Callable[[str], Renderer],
         say: Callable[[str], None],
         note: Callable[[str], None],
+        wait: Callable[[str], None],
         confirm: Callable[[str], Awaitable[bool]],
         changed: Callable[[], None],
         bookmarks: Bookmarks,
+        is_temporary: bool = False,
     ) -> None:
         self.view = View()
         self.model: str | None = None
         self.system: str | None = None
         self.config: Sampling | None = None
-        self.model_names: list[str] = []
+        self.models: list[ModelEntry] = []
+        self.sessions: list[SessionEntry] = []
+        self.is_admin = True
+        self.draft: Draft | None = None
         self.say = say
         self.note = note
         self.confirm = confirm
+        self._wait = wait
+        self._is_temporary = is_temporary
+        self._left: dict[str, Shown] = {}
         self._target = target
         self._screen = screen
         self._renderer = renderer
@@ -91,17 +117,23 @@ class Chat:
     @property
     def is_behind(self) -> bool:
         """Whether what was missed could be shown now."""
-        return self.is_online and not self.conversation.is_caught_up
+        return self.is_online and self.conversation.is_behind
 
     def begin(self, session_id: str | None) -> None:
         """Takes up a session, or a new one, and begins to connect."""
-        shown = shown_of(self._bookmarks.read(session_id) if session_id else None)
+        if session_id in self._left:
+            shown = self._left.pop(session_id)
+        else:
+            shown = shown_of(self._bookmarks.read(session_id) if session_id else None)
         self.view = View()
+        self.draft = None
+        self._was_attempted.clear()
         client = Client(
             self._target.url,
             self._target.token,
             session_id=session_id,
             position=shown.position,
+            when_taken_over="observe",
             name="llm",
             connect_timeout_s=PATIENT_S,
             reconnect_timeout_s=PATIENT_S,
@@ -112,10 +144,16 @@ class Chat:
             self._screen,
             shown,
             display=lambda record: TextDisplay(
-                self._screen, self._renderer(shown.fence), note=self.note, record=record, shown=shown
+                self._screen,
+                self._renderer(shown.fence),
+                note=self.note,
+                wait=self._wait,
+                record=record,
+                shown=shown,
             ),
             note=self.note,
             failed=lambda error: self.note(exits.explain(error)),
+            is_temporary=self._is_temporary and session_id is None,
         )
         self._opening = asyncio.create_task(self._open(client))
 
@@ -127,26 +165,51 @@ class Chat:
 
     async def close(self) -> None:
         """Leaves the session."""
+        await self.conversation.forget()
         await self.client.close()
         await self._opening
+        if self.client.session_id is not None:
+            self._left[self.client.session_id] = self.conversation.shown
 
-    async def ask(self, prompt: str) -> None:
-        """Asks and shows the answer.
+    async def ask(self, prompt: str | None, *, parent_id: str | None = None) -> None:
+        """Asks and shows the answer; takes the session over if another client has it.
+
+        Args:
+            prompt: None to answer the question `parent_id` once more.
+            parent_id: the message that the prompt follows; None for the newest, empty for a new beginning.
 
         Raises:
             ClientError: there is none.
         """
+        self.client.take_over()
         if not self.is_online:
             self.note("not connected; the question is sent as soon as that changes")
         elif self.view.model is None and self.model is None:
             self.note("no model is loaded yet; the answer begins when there is one")
-        done = await self.conversation.ask(prompt, system=self.system, model=self.model, config=self.config)
+        done = await self.conversation.ask(
+            prompt,
+            system=None if prompt is None else self.system,
+            model=self.model,
+            config=self.config,
+            parent_id=parent_id,
+        )
         self._listen(done)
 
-    async def new_session(self) -> None:
-        """Leaves the present session for a new one."""
+    async def go_to(self, session_id: str | None) -> None:
+        """Leaves the present session for another, or a new one."""
         await self.close()
-        self.begin(None)
+        self.begin(session_id)
+        await self.attempted()
+
+    async def list_models(self) -> list[ModelEntry]:
+        """The server's models; kept, so that what is typed can be checked and completed."""
+        self.models = await self.client.models()
+        return self.models
+
+    async def list_sessions(self) -> list[SessionEntry]:
+        """The person's sessions; kept, so that they can be chosen by number."""
+        self.sessions = await self.client.sessions()
+        return self.sessions
 
     @staticmethod
     async def _open(client: Client) -> None:

@@ -24,12 +24,17 @@ from llmws.client import (
     Position,
     RequestRejectedError,
     SessionLostError,
+    Start,
+    question,
 )
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
 
 PATIENCE_S: Final = 600.0
 """How long a request is offered again to a server that is loading its model or restarting."""
+FORGET_TIMEOUT_S: Final = 5.0
+"""How long deleting a temporary session may hold up leaving it."""
+_RECENT: Final = 20
 _RETRY_S: Final = 1.0
 _PASSING: Final = (ErrorCode.MODEL_LOADING, ErrorCode.RATE_LIMITED)
 
@@ -54,6 +59,7 @@ class Conversation:
         display: makes the place where answers go, from what it calls for a record of what it has shown.
         note: shows a line that is not part of an answer.
         failed: called with what an earlier request ended in, if not in `Done`.
+        is_temporary: whether nothing is recorded, and `forget` deletes the session.
     """
 
     def __init__(
@@ -65,8 +71,10 @@ class Conversation:
         display: Callable[[Callable[[Shown], Record | None]], Display],
         note: Callable[[str], None],
         failed: Callable[[ClientError], None],
+        is_temporary: bool = False,
     ) -> None:
         self.client = client
+        self._is_temporary = is_temporary
         self.is_caught_up = client.session_id is None
         self._was_used = shown.position is not None
         self._screen = screen
@@ -77,12 +85,22 @@ class Conversation:
         self._running: Generation | None = None
 
     @property
+    def is_behind(self) -> bool:
+        """Whether there is something to catch up with, once there is a connection."""
+        return not self.is_caught_up or self.client.has_collectable
+
+    @property
+    def shown(self) -> Shown:
+        """What of the session was shown."""
+        return self._shown
+
+    @property
     def was_used(self) -> bool:
         """Whether there is anything in the session to come back to."""
-        return self._was_used and self.client.welcome is not None
+        return self._was_used and self.client.welcome is not None and not self._is_temporary
 
     async def catch_up(self) -> None:
-        """Shows what of earlier requests was not shown, waiting for those that still run.
+        """Shows what of other requests was not shown, waiting for those that still run.
 
         Raises:
             ClientError: the session cannot be attached.
@@ -90,7 +108,7 @@ class Conversation:
         async for generation in self.client.collect():
             self._was_used = True
             try:
-                await self._show(generation)
+                await self._show(generation, is_watched=self.client.is_observer)
             except (GenerationError, IntegrityError, SessionLostError) as error:
                 self._failed(error)
         self.is_caught_up = True
@@ -99,19 +117,34 @@ class Conversation:
         """The session is a new one, where nothing was shown yet."""
         self._shown = Shown()
 
-    async def ask(self, prompt: str, *, system: str | None, model: str | None, config: Sampling | None = None) -> Done:
+    async def ask(
+        self,
+        prompt: str | None,
+        *,
+        system: str | None,
+        model: str | None,
+        config: Sampling | None = None,
+        parent_id: str | None = None,
+    ) -> Done:
         """Asks and shows the answer, after what is missing of earlier ones: the bookmark would skip that.
+
+        Args:
+            prompt: None to answer the question `parent_id` once more.
+            system: replaces the conversation's system message.
+            model: which model answers; None for the server's present one.
+            config: sampling parameters.
+            parent_id: the message that the prompt follows; None for the newest, empty for a new beginning.
 
         Raises:
             ClientError: as `Generation`.
         """
-        if not self.is_caught_up:
+        if self.is_behind:
             await self.catch_up()
         self._was_used = True
         deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
         while True:
             await self._screen.write("", self.record(self._shown))
-            generation = self.client.generate(prompt, system=system, model=model, config=config)
+            generation = self.client.generate(prompt, system=system, model=model, config=config, parent_id=parent_id)
             try:
                 return await self._show(generation)
             except RequestRejectedError as error:
@@ -129,10 +162,17 @@ class Conversation:
             self._note("not connected; the answer is ended as soon as that changes")
         return True
 
+    async def forget(self) -> None:
+        """Deletes the session if it is a temporary one."""
+        if self._is_temporary and self.client.is_connected:
+            with contextlib.suppress(ClientError, TimeoutError):
+                async with asyncio.timeout(FORGET_TIMEOUT_S):
+                    await self.client.end_session()
+
     def record(self, shown: Shown) -> Record | None:
         """What to keep on disk when so much was shown; None while there is no session."""
         self._shown = shown
-        if self.client.session_id is None:
+        if self.client.session_id is None or self._is_temporary:
             return None
         position = shown.position or self.client.position
         return Record(
@@ -144,18 +184,35 @@ class Conversation:
             fence=shown.fence,
         )
 
-    async def _show(self, generation: Generation) -> Done:
+    async def _show(self, generation: Generation, *, is_watched: bool = False) -> Done:
         done: Done | None = None
+        is_introduced = not is_watched
         with self._as_running(generation):
             try:
                 async for event in generation:
+                    if is_watched and isinstance(event, Start):
+                        is_introduced = await self._tell_question(event.request_id, "another client asks")
+                        if not is_introduced:
+                            self._note("another client asked; the answer:")
                     await self._display.show(event)
                     done = event if isinstance(event, Done) else None
             except GenerationError as error:
                 await self._display.fail(error.error)
                 raise
+        if not is_introduced:
+            await self._tell_question(generation.request_id, "the question was")
         assert done is not None, "an answer that ends without Done raises"
         return done
+
+    async def _tell_question(self, request_id: str, lead: str) -> bool:
+        """Shows what another client asked; whether the server knows: it may keep a turn only once it has ended."""
+        try:
+            asked = question((await self.client.history(limit=_RECENT)).messages, request_id)
+        except ClientError:
+            return False
+        if asked is not None:
+            self._note(f"{lead}: {clean_line(asked.content)}")
+        return asked is not None
 
     @contextlib.contextmanager
     def _as_running(self, generation: Generation) -> Iterator[None]:

@@ -53,5 +53,7 @@ def explain(error: ClientError) -> str:
         return f"{text}; in the chat, /models lists what is there and /switch loads it"
     if isinstance(error, RequestRejectedError) and error.code == ErrorCode.MODEL_NOT_FOUND:
         return "there is no such model on the server; in the chat, /models lists what is there"
+    if isinstance(error, RequestRejectedError) and error.code == ErrorCode.UNKNOWN_TYPE:
+        return "this server cannot do that: it is of another version"
     hint = _HINTS.get(type(error))
     return f"{text}; {hint}" if hint else text

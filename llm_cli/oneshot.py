@@ -63,6 +63,7 @@ class OneShot:
             display=lambda record: self._display(shown, record),
             note=self._note,
             failed=self._failed,
+            is_temporary=options.temporary,
         )
 
     async def run(self) -> int:
@@ -74,7 +75,10 @@ class OneShot:
                 async with self._conversation.client as client:
                     if self._lines is not None:
                         await self._lines.show(_session_line(client))
-                    await self._talk()
+                    try:
+                        await self._talk()
+                    finally:
+                        await self._conversation.forget()
             except ClientError as error:
                 if self._lines is not None and isinstance(error, RequestRejectedError):
                     await self._lines.fail(error.error)
@@ -96,7 +100,14 @@ class OneShot:
     def _display(self, shown: Shown, record: Callable[[Shown], Record | None]) -> Display:
         if self._options.json:
             return JsonDisplay(self._screen, record=record)
-        return TextDisplay(self._screen, for_output(shown.fence), note=self._note, record=record, shown=shown)
+        return TextDisplay(
+            self._screen,
+            for_output(shown.fence),
+            note=self._note,
+            wait=lambda place: self._note(place) if place else None,
+            record=record,
+            shown=shown,
+        )
 
     def _interrupt(self, task: asyncio.Task[int]) -> None:
         self._is_interrupted = True

@@ -6,11 +6,13 @@ Owns prompt_toolkit. Invariant: while the prompt is shown nothing is written but
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from pathlib import Path
+from typing import Final
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app_or_none, run_in_terminal
@@ -22,15 +24,20 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from llm_cli import actions, commands, exits
 from llm_cli.arguments import Options
 from llm_cli.bookmark import Bookmarks
-from llm_cli.chat import Chat
+from llm_cli.chat import Chat, Draft
 from llm_cli.interrupts import on_interrupt
-from llm_cli.render import dim, for_output, wrap
+from llm_cli.render import clean_line, dim, for_output, wants_colour, wrap
 from llm_cli.screen import UNRECORDED, Screen
+from llm_cli.sessions import shortened
 from llm_cli.target import Target
+from llm_cli.transcript import SUFFIXES, file_words
 from llm_cli.view import toolbar
 from llmws.client import ClientError
 from llmws.client.discovery import state_dir
 from llmws.protocol.messages import Sampling
+
+LOOK_UP_S: Final = 1.0
+"""How long completion waits for the server; what was known before is offered then."""
 
 
 class Repl:
@@ -45,9 +52,11 @@ class Repl:
             renderer=for_output,
             say=self._say,
             note=self._note,
+            wait=self._wait,
             confirm=self._confirm,
             changed=self._changed,
             bookmarks=Bookmarks(),
+            is_temporary=options.temporary,
         )
         self._chat.model = options.model
         self._chat.system = options.system
@@ -76,19 +85,20 @@ class Repl:
             await self._chat.attempted()
             await self._catch_up()
         while not self._wants_to_leave and self._chat.client.failure is None:
-            text = await self._read()
+            draft, self._chat.draft = self._chat.draft, None
+            text = await self._read(draft.text if draft else "")
             if text.strip():
-                await self._attend(self._act(text))
+                await self._attend(self._act(text, draft))
             await self._catch_up()
         return await self._leave()
 
     # --- one turn --------------------------------------------------------------------------------------------------
 
-    async def _read(self) -> str:
-        """The next input; empty when there is none to act on."""
+    async def _read(self, beginning: str) -> str:
+        """The next input, which begins as given; empty when there is none to act on."""
         self._prompt.app.erase_when_done = False
         try:
-            text = (await self._prompt.prompt_async()).strip("\n")
+            text = (await self._prompt.prompt_async(default=beginning)).strip("\n")
         except KeyboardInterrupt:
             # The Ctrl-C that was meant for an answer may come just after its end.
             if self._was_warned:
@@ -115,10 +125,10 @@ class Repl:
         if self._chat.is_behind and not self._wants_to_leave:
             await self._attend(self._chat.conversation.catch_up())
 
-    async def _act(self, text: str) -> None:
+    async def _act(self, text: str, draft: Draft | None) -> None:
         call = commands.parse(text)
         if call is None:
-            await self._chat.ask(text)
+            await self._chat.ask(text, parent_id=draft.parent_id if draft else None)
         elif isinstance(call, str):
             self._say(call)
         else:
@@ -147,7 +157,7 @@ class Repl:
                 if error is not self._chat.client.failure:
                     self._say(exits.explain(error))
             except ValueError as error:
-                self._say(str(error))
+                self._say(clean_line(str(error)))
 
     def _interrupted(self) -> None:
         self._wants_to_leave = True
@@ -175,9 +185,13 @@ class Repl:
             self._above.add(above)
             above.add_done_callback(self._above.discard)
             return
-        lead = "" if self._screen.at_line_start else "\n"
-        self._screen.at_line_start = True
-        print(f"{lead}{text}", flush=True)
+        print(f"{self._screen.begin_line()}{text}", flush=True)
+
+    def _wait(self, place: str) -> None:
+        if wants_colour() and self._screen.at_line_start:
+            self._screen.passing(dim(shortened(place, shutil.get_terminal_size().columns - 1)) if place else "")
+        elif place:
+            self._note(place)
 
     def _changed(self) -> None:
         app = self._prompt.app
@@ -199,17 +213,47 @@ class CommandCompleter(Completer):
         self._chat = chat
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:  # noqa: ARG002
-        """The words that may stand at the cursor."""
-        before = document.text_before_cursor
-        words = commands.complete(
-            before,
+        """The words that may stand at the cursor, of what is known."""
+        found = commands.complete(
+            document.text_before_cursor,
             is_online=self._chat.is_online,
-            models=self._chat.model_names,
-            settings=actions.SETTINGS,
+            is_admin=self._chat.is_admin,
+            words=self._words,
         )
-        for word, explanation in words:
-            typed = "" if before[-1:].isspace() else before.rsplit(maxsplit=1)[-1]
-            yield Completion(word, start_position=-len(typed), display_meta=explanation)
+        for word, explanation, replaced in found:
+            yield Completion(word, start_position=-replaced, display_meta=explanation)
+
+    async def get_completions_async(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> AsyncGenerator[Completion, None]:
+        """The same, after a look at what the server has."""
+        with contextlib.suppress(ClientError, TimeoutError):
+            async with asyncio.timeout(LOOK_UP_S):
+                await self._look_up(commands.completes(document.text_before_cursor))
+        for completion in self.get_completions(document, complete_event):
+            yield completion
+
+    async def _look_up(self, kind: commands.Kind) -> None:
+        if self._chat.is_online and kind == "models":
+            await self._chat.list_models()
+        elif self._chat.is_online and kind == "sessions":
+            await self._chat.list_sessions()
+
+    def _words(self, kind: commands.Kind, typed: str) -> Iterable[tuple[str, str]]:
+        match kind:
+            case "models":
+                names = [model.name for model in self._chat.models]
+                return [(name, "") for name in names if name == clean_line(name)]
+            case "settings":
+                return [(f"{name}=", "") for name in actions.SETTINGS]
+            case "sessions":
+                return [(each.session_id, shortened(each.title or "", 60)) for each in self._chat.sessions]
+            case "exports":
+                return file_words(typed, SUFFIXES)
+            case "imports":
+                return file_words(typed, (".json",))
+            case "":
+                return []
 
 
 def _history(path: Path) -> FileHistory:

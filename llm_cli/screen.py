@@ -16,6 +16,7 @@ import msgspec
 from llm_cli.bookmark import Record
 from llm_cli.scribe import NOT_RECORDED, Piece
 
+_ERASE_LINE: Final = "\r\x1b[2K"
 UNRECORDED: Final = "the state folder cannot be written; after a crash this session goes on with what is unacknowledged"
 
 
@@ -33,9 +34,25 @@ class Screen:
     def __init__(self, scribe: socket.socket, *, unrecorded: Callable[[], None]) -> None:
         scribe.settimeout(0)
         self.at_line_start = True
+        self._is_passing = False
         self._scribe = scribe
         self._unrecorded: Callable[[], None] | None = unrecorded
         self._unanswered = 0
+
+    def passing(self, text: str) -> None:
+        """Shows a line on a terminal that whatever comes next replaces; without text, only takes that line away."""
+        assert self.at_line_start, "the line of an answer is not to be replaced"
+        print(f"{self.begin_line()}{text}", end="", flush=True)
+        self._is_passing = bool(text)
+
+    def begin_line(self) -> str:
+        """What must be printed before a line that is not part of an answer."""
+        if self._is_passing:
+            self._is_passing = False
+            return _ERASE_LINE
+        lead = "" if self.at_line_start else "\n"
+        self.at_line_start = True
+        return lead
 
     async def write(self, text: str, record: Record | None = None) -> None:
         """Writes the text and then saves the record.
@@ -45,7 +62,9 @@ class Screen:
         """
         loop = asyncio.get_running_loop()
         if text:
-            self.at_line_start = text.endswith("\n")
+            at_line_start = text.endswith("\n")
+            text = (self.begin_line() if self._is_passing else "") + text
+            self.at_line_start = at_line_start
         self._unanswered += 1
         try:
             await loop.sock_sendall(self._scribe, msgspec.json.encode(Piece(text, record)) + b"\n")

@@ -15,6 +15,7 @@ import msgspec
 from llm_cli.bookmark import Record
 from llm_cli.render import Renderer, clean, clean_line
 from llm_cli.screen import Screen
+from llm_cli.view import place
 from llmws.client import AnswerEvent, Done, Log, Position, Queue, Reset, Start, Token
 from llmws.protocol import messages as m
 
@@ -51,6 +52,7 @@ class TextDisplay:
 
     Args:
         note: shows a line that is not part of an answer.
+        wait: shows a request's place in the queue, until it is called again; empty when it is its turn.
         record: what to keep on disk when so much was shown.
         shown: what an earlier process has shown.
     """
@@ -61,12 +63,14 @@ class TextDisplay:
         renderer: Renderer,
         *,
         note: Callable[[str], None],
+        wait: Callable[[str], None],
         record: Callable[[Shown], Record | None],
         shown: Shown,
     ) -> None:
         self._screen = screen
         self._renderer = renderer
         self._note = note
+        self._wait = wait
         self._record = record
         self._position = shown.position
         # Tokens can arrive cut differently than the first time, so this counts down across events.
@@ -76,6 +80,7 @@ class TextDisplay:
         """Shows what of an event is for a person to read."""
         match event:
             case Start():
+                self._wait("")
                 self._renderer.restart()
                 self._skip_chars = 0  # what was counted belonged to the answer before, or to a session that is lost
             case Token():
@@ -87,9 +92,10 @@ class TextDisplay:
                 await self._screen.write(self._renderer.feed(clean(event.text)))
             case Log():
                 self._note(clean_line(event.message))
-            case Queue() if event.position > 0:
-                self._note(f"{event.position} to be answered before")
+            case Queue():
+                self._wait(place(event))
             case Done():
+                self._wait("")
                 await self._end()
                 if event.finish_reason == "interrupted":
                     self._note("the server gave this answer up")
@@ -101,6 +107,7 @@ class TextDisplay:
 
     async def fail(self, error: m.Error) -> None:
         """Ends the line."""
+        self._wait("")
         await self._end()
         await self._has_shown(error)
 

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from llm_cli.render import clean_line
-from llmws.client import Connected, Disconnected, Done
+from llmws.client import Connected, Disconnected, Done, Queue
 from llmws.protocol import messages as m
 
 
@@ -22,6 +22,7 @@ class View(m.Value, frozen=True, kw_only=True):
         model: the server's present model; None while it has none.
         memory: the device and its free memory, as a word or two.
         tokens_per_s: of the last answer.
+        is_observer: another client has the session; it is only watched here.
     """
 
     connection: Literal["connecting", "online", "offline", "closed"] = "connecting"
@@ -31,15 +32,17 @@ class View(m.Value, frozen=True, kw_only=True):
     model: str | None = None
     memory: str = ""
     tokens_per_s: float | None = None
+    is_observer: bool = False
 
 
 def reduce(view: View, message: object) -> View:
     """The view after a notice of the client, or an event of an answer."""
     replace = msgspec.structs.replace
     match message:
-        case Connected(welcome=welcome):
+        case Connected(welcome=welcome, mode=mode):
             return replace(
                 view,
+                is_observer=mode == "observe",
                 connection="online",
                 reason="",
                 retry_in_s=None,
@@ -65,8 +68,8 @@ def reduce(view: View, message: object) -> View:
 def notice(view: View, message: object) -> str | None:
     """The line that a person should see when `message` arrives at `view`; None for most."""
     match message:
-        case Connected(welcome=welcome):
-            return _greeting(view, welcome)
+        case Connected(welcome=welcome, mode=mode):
+            return _greeting(view, welcome) or _change_of_hands(view, is_observer=mode == "observe")
         case Disconnected(retry_in_s=None):
             return None  # whoever waits for something is told, as an error
         case Disconnected() if view.connection == "connecting":
@@ -85,10 +88,27 @@ def toolbar(view: View) -> str:
     """The bottom line of the chat."""
     parts = [_connection(view)]
     if view.connection == "online":
+        parts += ["another client has this session"] if view.is_observer else []
         parts += [f"model {view.model}" if view.model else "no model yet", view.memory]
     if view.tokens_per_s is not None:
         parts.append(f"{view.tokens_per_s:.0f} tokens/s")
     return " · ".join(part for part in parts if part)
+
+
+def place(queue: Queue) -> str:
+    """A request's place in the queue, in words; empty when it is its turn."""
+    if queue.position <= 0:
+        return ""
+    words = f"waiting: {queue.position} to be answered before"
+    return words if queue.eta_ms is None else f"{words}, about {max(1, round(queue.eta_ms / 1000))} s"
+
+
+def _change_of_hands(view: View, *, is_observer: bool) -> str | None:
+    if is_observer == view.is_observer:
+        return None
+    if is_observer:
+        return "another client took this session over; what it does is shown here, and what you send takes it back"
+    return "this session is yours again; the other client watches"
 
 
 def _connection(view: View) -> str:

@@ -212,7 +212,7 @@ def main() -> int:
             say(f"Everything held, in {time.monotonic() - began_s:.0f} s: nothing lost, nothing twice.")
             if sys.stdin.isatty() and sys.stdout.isatty():
                 say("\nYour turn: ask it about llmws. Ctrl-D leaves.\n")
-                subprocess.run([BIN / "llm"], env=server.environment, check=False)
+                subprocess.run([BIN / "llm", "--temporary"], env=server.environment, check=False)
         except (DemoError, ClientError, TimeoutError, subprocess.CalledProcessError) as error:
             print(f"This did not hold: {error or 'it took too long'}\n{server.log_tail()}", file=sys.stderr)
             return 1

@@ -195,6 +195,12 @@ class FakeServer:
             if session.owner is not None:
                 await session.owner.socket.close(code, "as asked")
 
+    async def say(self, message: m.Message) -> None:
+        """Says something to every owner of a session that is no event."""
+        for session in self.sessions.values():
+            if session.owner is not None:
+                await self._send(session.owner.socket, message)
+
     async def append(self, session: FakeSession, event: m.Event) -> None:
         """Appends an event to a session's log."""
         async with session.changed:
@@ -464,6 +470,7 @@ class FakeServer:
         return m.Snapshot(as_of=session.head, epoch=self.epoch, requests=states)
 
     def _reply(self, message: m.ClientMessage) -> m.Message | None:
+        other = m.ModelEntry(name="other", path="var/models/other", size_mb=2.0, source="var")
         entry = m.ModelEntry(name="scripted", path="models/scripted", size_mb=1.0, source="models", loaded=True)
         device = m.DeviceSummary(device="cpu", total_gb=1.0, free_gb=1.0)
         match message:
@@ -472,7 +479,7 @@ class FakeServer:
             case m.Config():
                 return m.ConfigAck(config=message.data)
             case m.ListModels():
-                return m.ModelsList(models=[entry])
+                return m.ModelsList(models=[entry, other])
             case m.GetStatus():
                 return m.Status(model=self.model, memory=device, sessions=1, queue=0, uptime_s=1.0)
             case m.ListSessions():

@@ -434,7 +434,7 @@ async def test_questions_are_answered(server):
     async with client(server) as c:
         assert (await c.resources()).host.cpu == 2
         assert (await c.status()).model == "scripted"
-        assert [model.name for model in await c.models()] == ["scripted"]
+        assert [model.name for model in await c.models()] == ["scripted", "other"]
         assert await c.config(temperature=0.5) == m.Sampling(temperature=0.5)
         assert (await c.history()).messages == []
         assert await c.ping() > 0
@@ -477,7 +477,7 @@ async def test_the_reply_to_a_question_that_was_given_up_answers_no_other(server
         await asyncio.sleep(0)
         asking.cancel()
         assert (await c.switch_model("other")).name == "other"
-        assert [model.name for model in await c.models()] == ["scripted"]
+        assert [model.name for model in await c.models()] == ["scripted", "other"]
 
 
 async def test_a_question_that_was_given_up_is_not_asked_again(server):

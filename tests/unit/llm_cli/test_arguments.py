@@ -45,7 +45,16 @@ def test_every_flag():
             "stop": ["a", "b"],
         },
         "wait_s": 9.0,
+        "temporary": False,
     }
+
+
+def test_a_temporary_session_is_a_new_one(capsys):
+    assert parse(["--temporary"]).temporary
+    for other in (["--continue"], ["--session", "00000000-0000-4000-8000-00000000000a"]):
+        with pytest.raises(SystemExit):
+            parse(["--temporary", *other])
+    assert "--temporary is for a new session" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,27 @@
 import pytest
 
 from llm_cli.actions import ACTIONS, SETTINGS
-from llm_cli.commands import COMMANDS, Call, complete, help_text, parse
+from llm_cli.commands import COMMANDS, Call, Command, complete, completes, help_text, missing, nearest, parse
+
+WORDS = {
+    "models": ["alpha", "beta"],
+    "settings": ["top_k=", "top_p=", "seed="],
+    "sessions": ["6f1c"],
+    "exports": ["my talk.md"],
+    "imports": ["old.json"],
+    "": [],
+}
 
 
-def completed(text: str, *, is_online: bool = True) -> list[str]:
-    words = complete(text, is_online=is_online, models=["alpha", "beta"], settings=["top_k", "top_p", "seed"])
-    return [word for word, _ in words]
+def completed(text: str, *, is_online: bool = True, is_admin: bool = True) -> list[str]:
+    """What `text` becomes by each completion."""
+    found = complete(
+        text,
+        is_online=is_online,
+        is_admin=is_admin,
+        words=lambda kind, _typed: [(word, "") for word in WORDS[kind]],
+    )
+    return [text[: len(text) - replaced] + word for word, _, replaced in found]
 
 
 def test_every_command_has_one_action():
@@ -56,30 +71,70 @@ def test_what_is_no_command_is_said(line, answer):
 
 
 def test_names_are_completed():
-    assert completed("/s") == ["/switch", "/system", "/status", "/session"]
+    assert completed("/s") == ["/switch", "/system", "/status", "/sessions", "/session"]
     assert completed("hello /s") == []
 
 
 def test_only_available_commands_are_completed():
     assert completed("/s", is_online=False) == ["/system", "/session"]
+    assert "/switch" not in completed("/s", is_admin=False)
 
 
-def test_arguments_are_completed():
-    assert completed("/switch ") == ["alpha", "beta"]
-    assert completed("/switch b") == ["beta"]
-    assert completed("/config seed=1 top_") == ["top_k=", "top_p="]
-    assert completed("/quit x") == []
-    assert completed("/nope x") == []
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        ("/switch ", ["/switch alpha", "/switch beta"]),
+        ("/switch b", ["/switch beta"]),
+        ("/config seed=1 top_", ["/config seed=1 top_k=", "/config seed=1 top_p="]),
+        ("/config seed=1 ", ["/config seed=1 top_k=", "/config seed=1 top_p=", "/config seed=1 seed="]),
+        ("/session 6", ["/session 6f1c"]),
+        ("/export my t", ["/export my talk.md"]),
+        ("/import  ", ["/import  old.json"]),
+        ("/quit x", []),
+        ("/nope x", []),
+    ],
+)
+def test_arguments_are_completed(text, becomes):
+    assert completed(text) == becomes
 
 
-def test_help_names_every_command_and_what_is_missing():
-    lines = help_text(is_online=False, columns=200).splitlines()
+@pytest.mark.parametrize(
+    ("text", "kind"), [("/switch", ""), ("/switch ", "models"), ("/SESSION x", "sessions"), ("hi", ""), ("/nope x", "")]
+)
+def test_what_must_be_looked_up_is_known_before(text, kind):
+    assert completes(text) == kind
+
+
+@pytest.mark.parametrize(
+    ("needs", "offline", "as_user"),
+    [
+        ("nothing", "", ""),
+        ("server", "not connected", ""),
+        ("session", "not connected", ""),
+        ("admin", "not connected", "needs an admin's token"),
+    ],
+)
+def test_what_a_command_lacks(needs, offline, as_user):
+    command = Command("x", "", "", needs)
+    assert missing(command, is_online=False, is_admin=False) == offline
+    assert missing(command, is_online=True, is_admin=False) == as_user
+    assert missing(command, is_online=True, is_admin=True) == ""
+
+
+def test_help_names_every_command_and_what_it_lacks():
+    lines = help_text(is_online=False, is_admin=True, columns=200).splitlines()
     assert [line.split()[0] for line in lines[: len(COMMANDS)]] == [f"/{command.name}" for command in COMMANDS]
-    assert [line.endswith("(not connected)") for line in lines[: len(COMMANDS)]] == [c.needs_server for c in COMMANDS]
-    assert "not connected" not in help_text(is_online=True)
+    offline = [line.endswith("(not connected)") for line in lines[: len(COMMANDS)]]
+    assert offline == [command.needs != "nothing" for command in COMMANDS]
+    assert help_text(is_online=True, is_admin=False, columns=200).count("(needs an admin's token)") == 2
 
 
 def test_help_fits_a_narrow_terminal():
-    lines = help_text(is_online=False, columns=40).splitlines()
+    lines = help_text(is_online=False, is_admin=True, columns=40).splitlines()
     assert max(map(len, lines)) <= 40
     assert len(lines) > len(COMMANDS)
+
+
+def test_the_most_similar_word_is_offered():
+    assert nearest("llmws-gide", ["other", "llmws-guide"]) == "did you mean llmws-guide?"
+    assert nearest("zzz", ["other"]) == ""

@@ -56,12 +56,17 @@ def done(seq: int, reason: str = "stop") -> Done:
 
 
 def display(
-    screen: FakeScreen, shown: Shown | None = None, notes: list[str] | None = None, renderer=None
+    screen: FakeScreen,
+    shown: Shown | None = None,
+    notes: list[str] | None = None,
+    renderer=None,
+    places: list[str] | None = None,
 ) -> TextDisplay:
     return TextDisplay(
         screen,
         renderer or Plain(),
         note=(notes if notes is not None else []).append,
+        wait=(places if places is not None else []).append,
         record=lambda shown: shown,
         shown=shown or Shown(),
     )
@@ -112,10 +117,12 @@ async def test_a_reset_shows_everything_after_a_note():
     assert len(notes) == 1
 
 
-async def test_a_notice_of_the_queue_is_a_note():
-    notes = []
-    await display(FakeScreen(), notes=notes).show(Queue(request_id="r", position=3))
-    assert notes == ["3 to be answered before"]
+async def test_the_place_in_the_queue_is_shown_until_the_answer_begins():
+    places = []
+    showing = display(FakeScreen(), places=places)
+    for event in (Queue(request_id="r", position=3), Queue(request_id="r", position=1, eta_ms=1800), start(1)):
+        await showing.show(event)
+    assert places == ["waiting: 3 to be answered before", "waiting: 1 to be answered before, about 2 s", ""]
 
 
 async def test_ends_that_are_not_the_models_are_noted():

@@ -9,7 +9,7 @@ from llmws.protocol import messages as m
 DEVICE = m.DeviceSummary(device="NVIDIA\x1b H200", total_gb=139.8, free_gb=120.06)
 
 
-def connected(**changes) -> Connected:
+def connected(mode="takeover", **changes) -> Connected:
     fields = {
         "protocol": 1,
         "session_id": "s",
@@ -26,7 +26,7 @@ def connected(**changes) -> Connected:
         "durability": "os",
         "server": m.ServerInfo(node_id="", version=""),
     }
-    return Connected(welcome=m.Welcome(**(fields | changes)))
+    return Connected(welcome=m.Welcome(**(fields | changes)), mode=mode)
 
 
 def done(rate: float) -> m.Done:
@@ -57,6 +57,10 @@ LOST = Disconnected(reason="the connection was\x1b lost", retry_in_s=1.0)
         ([connected()], "connected · model guide · NVIDIA H200, 120.1 of 139.8 GB free"),
         ([connected(model=None)], "connected · no model yet · NVIDIA H200, 120.1 of 139.8 GB free"),
         ([connected(), done(88.1)], "connected · model guide · NVIDIA H200, 120.1 of 139.8 GB free · 88 tokens/s"),
+        (
+            [connected(mode="observe")],
+            "connected · another client has this session · model guide · NVIDIA H200, 120.1 of 139.8 GB free",
+        ),
         ([connected(), LOST], "not connected: the connection was lost; trying again"),
         ([Disconnected(reason="taken over", retry_in_s=None)], "closed: taken over"),
         (
@@ -86,6 +90,17 @@ def test_the_toolbar(messages, line):
         ),
         (View(connection="offline"), connected(), "connected"),
         (View(connection="offline", session_id="s"), connected(), "connected again"),
+        (
+            View(connection="online"),
+            connected(mode="observe"),
+            "another client took this session over; what it does is shown here, and what you send takes it back",
+        ),
+        (View(connection="online", is_observer=True), connected(mode="observe"), None),
+        (
+            View(connection="online", is_observer=True),
+            connected(),
+            "this session is yours again; the other client watches",
+        ),
         (View(), LOST, "not connected (the connection was lost); trying again"),
         (View(connection="online"), LOST, "connection lost (the connection was lost); connecting again"),
         (View(connection="offline"), LOST, None),
