@@ -117,12 +117,12 @@ class SessionFolder:
         self._path = site.sessions / session_id
         self._meta = meta
         self.ledger_key = meta.ledger_key
-        self._kid = site.keys.current
+        kid = site.keys.current
         self.logs: dict[LogName, LogFile] = {
             log: LogFile(
                 site.disk,
                 _log_path(self._path, log),
-                SegmentSource(LogKeys(self._session, log, site.keys.get), self._kid, meta.epoch, site.random),
+                SegmentSource(LogKeys(self._session, log, site.keys.get), kid, meta.epoch, site.random),
                 found[log],
                 getattr(meta, log).first_n,
             )
@@ -185,8 +185,9 @@ class SessionFolder:
 
     def _reseal_conversation(self, session: SessionMeta) -> None:
         log = self.logs["conversation"]
-        if not log.is_sealed_under(self._kid):
-            log.begin_over()
+        kid = self._site.keys.current
+        if not log.is_sealed_under(kid):
+            log.begin_over(kid)
             self.write_meta(session)
             log.reseal()
 

@@ -31,27 +31,29 @@ class SegmentSource:
 
     Args:
         keys: of the log.
-        kid: the master key for new segments.
+        kid: the master key for new segments. It stays for the epoch, in which meta has announced it: a log that begins
+            a segment under a key that meta does not name would look torn to a ring without that key.
         epoch: this opening's.
         random: gives so many random bytes, never the same again.
-
-    Attributes:
-        kid: see above. It stays for the epoch, in which meta has announced it: a log that begins a segment under a key
-            that meta does not name would look torn to a ring without that key.
     """
 
     def __init__(self, keys: LogKeys, kid: int, epoch: int, random: Callable[[int], bytes]) -> None:
         self._keys = keys
-        self.kid = kid
+        self._kid = kid
         self._epoch = epoch
         self._random = random
 
-    def begin(self, base: int) -> SegmentCipher:
-        """The cipher of a fresh segment after record `base`. Raises StorageError where the master key has gone."""
-        segment = Segment(kid=self.kid, epoch=self._epoch, base=base, salt=self._random(SALT_BYTES), end=base)
+    def begin(self, base: int, kid: int | None = None) -> SegmentCipher:
+        """The cipher of a fresh segment after record `base`, perhaps under another master key than usual.
+
+        Raises:
+            StorageError: that key is not in the ring any more.
+        """
+        kid = kid or self._kid
+        segment = Segment(kid=kid, epoch=self._epoch, base=base, salt=self._random(SALT_BYTES), end=base)
         cipher = self._keys.cipher(segment)
         if cipher is None:
-            raise missing_key(self.kid)
+            raise missing_key(kid)
         return cipher
 
 
@@ -188,9 +190,9 @@ class LogFile:
         """Whether that master key opens every record."""
         return all(cipher.segment.kid == kid for cipher in self._in_file)
 
-    def begin_over(self) -> None:
+    def begin_over(self, kid: int) -> None:
         """Begins the segment that `reseal` puts in the place of all others; meta must announce it in between."""
-        self._cipher = self._source.begin(self.first_n - 1)
+        self._cipher = self._source.begin(self.first_n - 1, kid)
 
     def reseal(self) -> None:
         """Seals every record again, in the segment that `begin_over` began; without room the file stays as it is.

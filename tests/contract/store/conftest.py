@@ -4,7 +4,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pytest
 
@@ -83,10 +83,11 @@ class FileWorld:
     def __init__(self, folder: Path) -> None:
         self.clock_ms = itertools.count(1_000_000)
         self.site = Site(state=folder, keys=KeyRing({1: b"k" * 32}), now_ms=lambda: next(self.clock_ms))
+        self.durability: Literal["os", "disk"] = "os"
         self._store: FileStore | None = None
 
     def start(self) -> Client:
-        self._store = FileStore(self.site)
+        self._store = FileStore(self.site, durability=self.durability)
         return Client(self._store)
 
     def crash(self) -> None:

@@ -15,13 +15,15 @@ import pytest
 from llmws.errors import ConfigError
 from llmws.store.disk import OsDisk
 from llmws.store.folder import Site
-from llmws.store.keys import KeyRing
+from llmws.store.keys import KeyRing, load_keys, write_key_file
+from llmws.store.rotation import references
 from llmws.store.writer import FileStore
 from llmws.store_api import (
     Append,
     Close,
     Create,
     Created,
+    DropBuffer,
     Failed,
     Flushed,
     Open,
@@ -30,6 +32,8 @@ from llmws.store_api import (
     ReadResult,
     Record,
     SessionMeta,
+    Surveyed,
+    Unknown,
 )
 
 ID = "6f1c2d3e-4a5b-4c6d-8e7f-901122334455"
@@ -51,14 +55,14 @@ def create(session_id: str = ID) -> Create:
 
 
 class SteeredDisk:
-    """The real disk, with a gate that fdatasync waits at, a count of writes, and an errno for the next fdatasync."""
+    """The real disk, with a gate that fdatasync waits at, counts, and errnos for the next fdatasync and listing."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
         self.waiting = threading.Event()
-        self.writes = 0
-        self.sync_error = 0
+        self.writes = self.syncs = 0
+        self.sync_error = self.names_error = 0
         self._disk = OsDisk()
 
     def __getattr__(self, name: str):
@@ -68,7 +72,14 @@ class SteeredDisk:
         self.writes += 1
         return self._disk.write(handle, data)
 
+    def names(self, folder: Path) -> list[str]:
+        if self.names_error:
+            error, self.names_error = self.names_error, 0
+            raise OSError(error, os.strerror(error))
+        return self._disk.names(folder)
+
     def sync(self, handle: int) -> None:
+        self.syncs += 1
         self.waiting.set()
         assert self.gate.wait(TIMEOUT_S)
         if self.sync_error:
@@ -137,6 +148,171 @@ def _target(link: Path) -> str:
         return str(link.readlink())
     except FileNotFoundError:
         return ""
+
+
+# --- durability: disk ----------------------------------------------------------------------------------------------
+
+
+def test_at_disk_nothing_is_told_before_its_fdatasync_and_what_comes_meanwhile_shares_the_next(file_world, disk):
+    file_world.durability = "disk"
+    client = file_world.start()
+    client.ask(create(), Created)
+    disk.gate.clear()
+    disk.waiting.clear()
+    client.submit(append(1))
+    assert disk.waiting.wait(TIMEOUT_S)
+    client.submit(*(append(n) for n in range(2, 102)), Open(session_id=OTHER))
+    assert client.wait(Unknown).session_id == OTHER
+    assert client.passed == []
+    writes, syncs = disk.writes, disk.syncs
+    disk.gate.set()
+    flushed = [client.wait(Flushed), client.wait(Flushed)]
+    assert [(answer.written, answer.durable) for answer in flushed] == [(1, 1), (101, 101)]
+    assert (disk.writes - writes, disk.syncs - syncs) == (1, 1)
+
+
+def test_at_os_events_are_told_without_any_fdatasync(file_world, disk):
+    client = file_world.start()
+    client.ask(create(), Created)
+    syncs = disk.syncs
+    flushed = client.ask(append(1, 2), Flushed)
+    assert (flushed.written, flushed.durable, disk.syncs - syncs) == (2, 0, 0)
+
+
+def test_at_disk_a_failed_fdatasync_fails_the_session_and_tells_nothing(file_world, disk):
+    file_world.durability = "disk"
+    client = file_world.start()
+    client.ask(create(), Created)
+    disk.sync_error = errno.EIO
+    client.submit(append(1))
+    assert client.wait(Failed).message == "the disk failed: Input/output error"
+    assert client.passed == []
+
+
+# --- surveys, and master keys that change --------------------------------------------------------------------------
+
+
+def survey(client) -> list[Surveyed]:
+    client.store.survey()
+    batches = [client.wait(Surveyed)]
+    while not batches[-1].is_last:
+        batches.append(client.wait(Surveyed))
+    return batches
+
+
+def test_a_survey_comes_in_batches(file_world):
+    session_ids = {str(uuid.UUID(int=(4 << 76) | (8 << 60) | number)) for number in range(300)}
+    client = file_world.start()
+    client.submit(*map(create, sorted(session_ids)))
+    batches = survey(client)
+    while sum(len(batch.sessions) for batch in batches) < 300:  # the store still makes them
+        batches = survey(client)
+    assert [len(batch.sessions) for batch in batches] == [256, 44]
+    assert {session_id for batch in batches for session_id, _ in batch.sessions} == session_ids
+
+
+def test_a_survey_passes_over_what_it_cannot_read(file_world):
+    client = file_world.start()
+    for session_id in (ID, OTHER):
+        client.ask(create(session_id), Created)
+    sessions = file_world.site.sessions
+    (sessions / OTHER / "meta.json").write_bytes(b"nonsense")
+    (sessions / "not a session").mkdir()
+    (sessions / ID.replace("6", "7", 1)).mkdir()
+    assert survey(client) == [Surveyed(sessions=((ID, META),), is_last=True)]
+
+
+def test_a_survey_of_a_folder_that_cannot_be_listed_is_answered(file_world, disk):
+    client = file_world.start()
+    client.ask(create(), Created)
+    disk.names_error = errno.EIO
+    assert survey(client) == [Surveyed(sessions=(), is_last=True)]
+    assert len(survey(client)[0].sessions) == 1
+
+
+def keys(*kids: int) -> dict[int, bytes]:
+    return {kid: bytes([kid]) * 32 for kid in kids}
+
+
+@pytest.fixture
+def key_file(file_world, tmp_path) -> Path:
+    """The world's keys come from this file."""
+    path = tmp_path / "own.key"
+    write_key_file(path, keys(1))
+    ring = load_keys(tmp_path, key_file=path, environ={})
+    file_world.site = msgspec.structs.replace(file_world.site, keys=ring)
+    return path
+
+
+def said(n: int, session_id: str = ID) -> Append:
+    message = Record(n=n, kind="message", value=b'{"content":"hi"}')
+    return Append(session_id=session_id, log="conversation", records=(message,), sync=False)
+
+
+def test_a_running_store_takes_up_a_new_key_and_reseals_first_what_is_closed_then_what_closes(file_world, key_file):
+    client = file_world.start()
+    for session_id in (ID, OTHER):
+        client.ask(create(session_id), Created)
+        client.submit(said(1, session_id))
+    client.submit(Close(session_id=ID, meta=META))
+    write_key_file(key_file, keys(1, 2))
+    third = ID.replace("6", "7", 1)
+    client.submit(create(third))
+    client.wait(Created)
+    site = file_world.site
+    assert references(site) == {1: 2, 2: 1}
+    survey(client)
+    client.store.survey()  # answered only when the sessions that nobody has open are resealed
+    client.wait(Surveyed)
+    assert references(site) == {1: 1, 2: 2}
+    client.ask(append(1, session_id=OTHER), Flushed)
+    client.submit(DropBuffer(session_id=OTHER, meta=META), Close(session_id=OTHER, meta=META))
+    client.ask(Open(session_id=OTHER), Opened)
+    assert references(site) == {2: 3}
+    write_key_file(key_file, keys(2))
+    opened = client.ask(Open(session_id=ID), Opened)
+    assert [record.n for record in opened.conversation] == [1]
+
+
+def test_a_session_without_its_key_fails_and_opens_again_when_the_key_is_back(file_world, key_file):
+    client = file_world.start()
+    client.ask(create(), Created)
+    client.submit(append(1), said(1), Close(session_id=ID, meta=META))
+    client.ask(Open(session_id=OTHER), Unknown)
+    client.ask(Read(session_id=ID, ticket=1, after_seq=0, limit_bytes=1), Failed)
+    write_key_file(key_file, keys(5))
+    failed = client.ask(Open(session_id=ID), Failed)
+    assert failed.message == "master key 1 is not in the key file; put it back"
+    assert survey(client)[0].sessions == ()
+    write_key_file(key_file, keys(1, 5))
+    opened = client.ask(Open(session_id=ID), Opened)
+    assert (opened.records, len(opened.conversation), opened.corrupt_epoch) == ((event(1),), 1, 0)
+
+
+def test_a_reseal_that_fails_is_no_failure_of_the_session(file_world, key_file, disk):
+    client = file_world.start()
+    client.ask(create(), Created)
+    client.submit(said(1), Close(session_id=ID, meta=META))
+    client.ask(Open(session_id=OTHER), Unknown)
+    write_key_file(key_file, keys(1, 2))
+    disk.sync_error = errno.EIO
+    survey(client)
+    survey(client)
+    assert client.passed == []
+    assert len(client.ask(Open(session_id=ID), Opened).conversation) == 1
+
+
+def test_a_store_that_is_closed_in_the_middle_of_a_survey_stops(file_world):
+    client = file_world.start()
+    client.ask(create(), Created)
+    for _ in range(50):
+        client.store.survey()
+    client.store.close()
+    assert all(isinstance(answer, Surveyed) for answer in client.store.take())
+    assert not [thread for thread in threading.enumerate() if thread.name == "llmws-survey"]
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
 
 
 def test_a_state_folder_that_cannot_be_used_stops_the_start(tmp_path):
