@@ -45,7 +45,7 @@ async def run(chat: Chat, call: Call) -> None:
     if command.needs != "nothing" and not chat.is_online:
         raise ValueError(f"/{command.name} needs a connection, and there is none now")
     if command.needs in ("session", "admin"):
-        chat.client.take_over()
+        chat.conversation.take_over()
     try:
         await ACTIONS[command.name](chat, call.argument)
     except RequestRejectedError as error:

@@ -181,7 +181,7 @@ class Chat:
         Raises:
             ClientError: there is none.
         """
-        self.client.take_over()
+        self.conversation.take_over()
         if not self.is_online:
             self.note("not connected; the question is sent as soon as that changes")
         elif self.view.model is None and self.model is None:

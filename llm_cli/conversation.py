@@ -99,6 +99,15 @@ class Conversation:
         """Whether there is anything in the session to come back to."""
         return self._was_used and self.client.welcome is not None and not self._is_temporary
 
+    def take_over(self) -> None:
+        """Takes the session from the client that has it; what that asked comes before the next question.
+
+        Raises:
+            ClientError: the client has given up.
+        """
+        self.is_caught_up = self.is_caught_up and not self.client.is_observer
+        self.client.take_over()
+
     async def catch_up(self) -> None:
         """Shows what of other requests was not shown, waiting for those that still run.
 

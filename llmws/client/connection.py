@@ -169,7 +169,7 @@ class Connection:
 
     def _attach_as(self, mode: Literal["takeover", "observe"]) -> None:
         """The next connection is another kind of attachment; that is no reason to wait for it."""
-        self._session.mode = mode
+        self._session.attach_as(mode)
         self._backoff.reset()
 
     async def _own(self, timeout_s: float, later_timeout_s: float) -> None:

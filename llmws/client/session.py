@@ -82,6 +82,11 @@ class Session:
         """Answers that are not over, oldest first."""
         return [answer for answer in self._answers.values() if not answer.is_over]
 
+    def attach_as(self, mode: Literal["takeover", "observe"]) -> None:
+        """The next hello is of this mode; until its welcome there may be more to arrive than is known."""
+        self.mode = mode
+        self._cursor.is_caught_up = False
+
     # --- the connection --------------------------------------------------------------------------------------------
 
     def hello(self, token: str | None) -> m.Hello:
