@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import resource
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
@@ -45,10 +43,13 @@ def confine(memory_bytes: int) -> None:
 
 
 def allow_cpu(more_s: float) -> None:
-    """From now on `more_s` of processor time, and a second; then the kernel ends the process (SIGXCPU)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = math.ceil(time.process_time() + more_s) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    """Lets the kernel end the process (SIGPROF) after `more_s` of processor time from now.
+
+    A timer for each job, not RLIMIT_CPU: that counts ticks over the whole life of the process, which drift from every
+    clock that can be read, and would one day end a process over an innocent job.
+    """
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, more_s)
 
 
 def give_memory_back() -> None:

@@ -59,7 +59,7 @@ class PromptProcess:
         """Starts the process and does not wait for it.
 
         Raises:
-            OSError: there is no such program, or no room for another process.
+            OSError, subprocess.SubprocessError: there is no such program, or no room for another process.
         """
         self._limits = limits
         ours, theirs = socket.socketpair()
@@ -150,7 +150,7 @@ class PromptProcess:
             status = self._process.wait(ENDING_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return "closed its line"
-        if status == -signal.SIGXCPU:
+        if status == -signal.SIGPROF:
             return "took too much processor time"
         return f"ended with {_named(status)}; {self._limits.memory_bytes // 2**20} MiB of memory is what it may take"
 

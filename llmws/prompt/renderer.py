@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -97,6 +98,15 @@ class ProcessRenderer:
         self._drop_process()
 
     def _answer(self, job: PromptJob) -> PromptEvent:
+        try:
+            return self._ask(job)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job is answered and the next one served
+            # No message: it may quote the prompt.
+            _log.error("handing over a prompt for %s failed: %s", job.model.path, type(error).__name__)
+            self._drop_process()
+            return _failed(job, ErrorCode.INTERNAL, "the prompt could not be handed over")
+
+    def _ask(self, job: PromptJob) -> PromptEvent:
         # Twice: a process that dies while it is idle must not take the next job with it.
         for _ in range(2):
             process = self._ready_process(patience_s=PATIENCE_S)
@@ -134,7 +144,7 @@ class ProcessRenderer:
     def _start_process(self) -> None:
         try:
             process = PromptProcess(self._command, self._limits)
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             self._start_failed(str(error))
             return
         with self._process_lock:

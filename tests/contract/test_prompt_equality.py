@@ -1,19 +1,24 @@
-"""Prompts are what `AutoTokenizer.apply_chat_template` makes of the same model folder: same ids, same refusals."""
+"""Prompts are what `AutoTokenizer.apply_chat_template` makes of the same model folder: same ids, same refusals.
+
+Held for the code that renders, and for all of it as the server has it: in the helper process.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import queue
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import jinja2
 import pytest
 
-from llmws.engine_api import Turn
+from llmws.engine_api import ModelRef, PromptEvent, PromptFailed, PromptJob, PromptReady, Turn
 from llmws.errors import PromptError
 from llmws.prompt import model_text
 from llmws.prompt.render import tokenize
+from llmws.prompt.renderer import ProcessRenderer
 from llmws.protocol import ErrorCode
 from tests.support import model_folders as folders
 
@@ -99,23 +104,74 @@ def turns(conversation: list[str]) -> list[Turn]:
     return [Turn(role=role, content=content) for role, _, content in parts]  # type: ignore[arg-type]
 
 
+Tokenize = Callable[[list[Turn]], list[int]]
+"""Raises PromptError for a conversation that the template refuses."""
+
+
+class InProcess:
+    """The rendering code, called."""
+
+    def tokenizer(self, folder: Path) -> Tokenize:
+        model = model_text.load(folder, clock=datetime.now)
+        return lambda conversation: tokenize(conversation, model)
+
+
+class ThroughHelper:
+    """The renderer of the server, asked."""
+
+    def __init__(self) -> None:
+        self.renderer = ProcessRenderer()
+        self.events: queue.Queue[PromptEvent] = queue.Queue()
+        self.renderer.start(self.events.put)
+
+    def tokenizer(self, folder: Path) -> Tokenize:
+        ref = ModelRef(name="m", path="models/m", location=str(folder), size_bytes=0, source="models")
+
+        def ids(conversation: list[Turn]) -> list[int]:
+            job = PromptJob(key="k", model=ref, turns=tuple(conversation), max_context=2**20, reserve=1)
+            self.renderer.render(job)
+            match self.events.get(timeout=30):
+                case PromptReady(ids=ids):
+                    return list(ids)
+                case PromptFailed(code=code, message=message):
+                    raise PromptError(code, message)
+
+        return ids
+
+
+@pytest.fixture(scope="module", params=["in process", "through the helper"])
+def side(request: pytest.FixtureRequest) -> Iterator[InProcess | ThroughHelper]:
+    if request.param == "in process":
+        yield InProcess()
+        return
+    helper = ThroughHelper()
+    yield helper
+    helper.renderer.close()
+
+
+Side = InProcess | ThroughHelper
+
 WRITERS = [write_chatml, write_llama_3, write_gemma, write_mistral, write_kitchen_sink, write_plain, write_truncating]
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
-def test_a_folder_gives_the_same_prompts_as_transformers(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_a_folder_gives_the_same_prompts_as_transformers(
+    tmp_path: Path, write: Callable[[Path], None], side: Side
+) -> None:
     write(tmp_path)
-    outcomes = check_all(tmp_path)
+    outcomes = check_all(tmp_path, side)
     assert "ids" in outcomes.values(), "every conversation was refused"
     assert ("refused" in outcomes.values()) == (write in (write_gemma, write_mistral))
 
 
-def test_the_guide_gives_the_same_prompts_as_transformers() -> None:
-    assert set(check_all(GUIDE).values()) == {"ids"}
+def test_the_guide_gives_the_same_prompts_as_transformers(side: Side) -> None:
+    assert set(check_all(GUIDE, side).values()) == {"ids"}
 
 
 @pytest.mark.parametrize("family", ["Qwen2", "Llama", "Gemma"])
-def test_a_folder_saved_by_a_family_s_own_tokenizer_gives_the_same_prompts(tmp_path: Path, family: str) -> None:
+def test_a_folder_saved_by_a_family_s_own_tokenizer_gives_the_same_prompts(
+    tmp_path: Path, family: str, side: Side
+) -> None:
     """These classes build their tokenizer from the vocabulary alone when they load it; we take what they saved."""
     import transformers
 
@@ -128,15 +184,15 @@ def test_a_folder_saved_by_a_family_s_own_tokenizer_gives_the_same_prompts(tmp_p
     tokenizer.chat_template = folders.CHATML
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family.lower(), "vocab_size": 1000}))
-    assert set(check_all(tmp_path).values()) == {"ids"}
+    assert set(check_all(tmp_path, side).values()) == {"ids"}
 
 
-def check_all(folder: Path) -> dict[str, str]:
+def check_all(folder: Path, side: Side) -> dict[str, str]:
     """Compares every conversation; says of each whether it became ids or was refused."""
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(folder)
-    ours = model_text.load(folder, clock=datetime.now)
+    ours = side.tokenizer(folder)
     outcomes = {}
     for name, conversation in CONVERSATIONS.items():
         messages = [{"role": turn.role, "content": turn.content} for turn in turns(conversation)]
@@ -147,10 +203,10 @@ def check_all(folder: Path) -> dict[str, str]:
                 expected = theirs("".join(message["content"] for message in messages))["input_ids"]
         except jinja2.TemplateError as refusal:
             with pytest.raises(PromptError, match=str(refusal)) as caught:
-                tokenize(turns(conversation), ours)
+                ours(turns(conversation))
             assert caught.value.code == ErrorCode.MODEL_FAILED
             outcomes[name] = "refused"
         else:
-            assert tokenize(turns(conversation), ours) == expected, name
+            assert ours(turns(conversation)) == expected, name
             outcomes[name] = "ids"
     return outcomes

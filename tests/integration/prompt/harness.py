@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +17,7 @@ from llmws.prompt.process import COMMAND
 from llmws.prompt.renderer import ProcessRenderer
 from tests.support import model_folders as folders
 
-WAIT_S = 30.0
+WAIT_S = 20.0
 GOOD = "chat_template.jinja"
 
 SCRIPTED = """
@@ -64,11 +64,16 @@ class Renderer:
     """A started renderer. Use it as a context manager."""
 
     def __init__(
-        self, *, limits: Limits = DEFAULT_LIMITS, command: Sequence[str] = COMMAND, max_jobs: int = 100
+        self,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        command: Sequence[str] = COMMAND,
+        max_jobs: int = 1000,
+        deliver: Callable[[PromptEvent], None] | None = None,
     ) -> None:
         self.inner = ProcessRenderer(limits=limits, command=command, max_jobs=max_jobs)
         self.events: queue.Queue[PromptEvent] = queue.Queue()
-        self.inner.start(self.events.put)
+        self.inner.start(deliver or self.events.put)
 
     def __enter__(self) -> Self:
         return self

@@ -18,12 +18,10 @@ import pytest
 from llmws.engine_api import ModelRef, PromptEvent, PromptFailed
 from llmws.prompt import model_text
 from llmws.prompt.limits import Limits
-from llmws.prompt.renderer import ProcessRenderer
 from llmws.protocol import ErrorCode
 from tests.integration.prompt.harness import WAIT_S, Helper, Renderer, StuckModel, good_model, helpers_of
 
 ROOT = Path(__file__).parents[3]
-GUIDE = ROOT / "models" / "llmws-guide"
 
 
 @pytest.fixture
@@ -64,6 +62,18 @@ def test_more_than_is_ever_handed_over_is_refused_at_once(renderer: Renderer, mo
     assert renderer.ids(model)
 
 
+def test_a_job_that_cannot_be_handed_over_is_answered_all_the_same(
+    renderer: Renderer, model: ModelRef, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a surrogate pair is no Unicode text; no door lets one in."""
+    renderer.ask(model, content="secret \ud800")
+    message = "the prompt could not be handed over"
+    assert renderer.failure() == PromptFailed(key="k", code=ErrorCode.INTERNAL, message=message)
+    assert renderer.ids(model)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line == "handing over a prompt for models/good failed: UnicodeEncodeError"
+
+
 def test_more_jobs_than_may_wait_are_refused_at_once(model: ModelRef) -> None:
     entered, leave = threading.Event(), threading.Event()
     events: list[PromptEvent] = []
@@ -74,11 +84,7 @@ def test_more_jobs_than_may_wait_are_refused_at_once(model: ModelRef) -> None:
             entered.set()
             leave.wait(WAIT_S)
 
-    renderer = Renderer(max_jobs=1)
-    renderer.inner.close()
-    inner = ProcessRenderer(max_jobs=1)
-    inner.start(deliver)
-    renderer.inner = inner
+    renderer = Renderer(max_jobs=1, deliver=deliver)
     renderer.ask(model, "running")
     assert entered.wait(WAIT_S)
     renderer.ask(model, "waiting")
@@ -86,7 +92,7 @@ def test_more_jobs_than_may_wait_are_refused_at_once(model: ModelRef) -> None:
     refused = PromptFailed(key="refused", code=ErrorCode.QUEUE_FULL, message="too many prompts are waiting")
     assert events[1:] == [refused]
     leave.set()
-    inner.close()
+    renderer.inner.close()
 
 
 # --- the process ends ----------------------------------------------------------------------------------------------
@@ -174,6 +180,26 @@ def test_a_process_that_answers_nonsense_is_replaced(tmp_path: Path, model: Mode
     assert helper.starts == 2
 
 
+def test_a_process_whose_code_went_wrong_is_not_used_again(
+    tmp_path: Path, model: ModelRef, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = """
+failed = PromptFailed(key=take().key, code=ErrorCode.MODEL_FAILED, message="failed")
+line.send(encode(Answer(failed, fault="Panic in\\n\\x1b[31mtokenize")))
+line.receive(2**26)
+line.send(b"")
+line.send(encode(Answer(PromptReady(key="k", ids=(7,)))))
+"""
+    helper = Helper(tmp_path, script)
+    with Renderer(command=helper.command) as renderer:
+        renderer.ask(model)
+        assert renderer.failure().message == "failed"
+        assert len(renderer.ids(model)) > 1
+    [line] = [record.getMessage() for record in caplog.records]
+    place = "Panic in  [31mtokenize"
+    assert line == f"rendering a prompt for models/good failed in an unforeseen way: {place}"
+
+
 def test_a_process_that_only_closes_its_line_is_killed(tmp_path: Path, model: ModelRef) -> None:
     script = "import signal; take(); end.close(); os.closerange(0, 3); signal.pause()"
     helper = Helper(tmp_path, script)
@@ -216,7 +242,7 @@ def test_without_a_process_jobs_fail_at_once_and_starts_are_rare(
     tmp_path: Path, model: ModelRef, caplog: pytest.LogCaptureFixture
 ) -> None:
     helper = Helper(tmp_path, "sys.exit(3)", bad_starts=1000)
-    with Renderer(command=helper.command, max_jobs=1000) as renderer:
+    with Renderer(command=helper.command) as renderer:
         for n in range(500):
             renderer.ask(model, str(n))
         failures = [renderer.failure(str(n)) for n in range(500)]

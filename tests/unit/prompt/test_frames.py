@@ -36,7 +36,7 @@ def test_a_frame_over_the_limit_is_refused_by_its_header_alone(pair: Pair) -> No
     line, other = pair
     other.sendall(b"\xff\xff\xff\xff")
     with pytest.raises(FrameError, match="a frame of 4294967295 bytes where 16 may come"):
-        line.receive(16)
+        line.receive(16, ends_s=soon_s())
 
 
 @pytest.mark.parametrize("cut", [b"", b"\0\0", b"\0\0\0\5abc"])
