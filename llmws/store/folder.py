@@ -218,8 +218,15 @@ def create_session(site: Site, session_id: str, epoch: int, session: SessionMeta
     return folder
 
 
-def open_session(site: Site, session_id: str) -> tuple[SessionFolder, Opened] | None:
+def open_session(site: Site, session_id: str, *, had_failed: bool = False) -> tuple[SessionFolder, Opened] | None:
     """Opens a session in a new epoch, after mending its logs. None: there is no such session.
+
+    Args:
+        site: where it is.
+        session_id: which.
+        had_failed: its files have failed in this process. What a failed fdatasync(2) left unwritten the kernel may show
+            as if it were on the disk, and later calls succeed without writing it: only a copy can be made durable.
+            Source: Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020.
 
     Raises:
         OSError: the disk failed.
@@ -247,8 +254,11 @@ def open_session(site: Site, session_id: str) -> tuple[SessionFolder, Opened] | 
     meta = msgspec.structs.replace(old, epoch=epoch, ends=ends, corrupt_epoch=corrupt_epoch)
     folder = SessionFolder(site, session_id, meta, found)
     # Meta before mending: a corrupt file, once mended, no longer shows that positions in it cannot be trusted.
-    for log in data:
-        _sync_file(site.disk, _log_path(path, log))
+    for log, text in data.items():
+        if had_failed:
+            write_atomically(site.disk, _log_path(path, log), text)
+        else:
+            _sync_file(site.disk, _log_path(path, log))
     folder.write_meta(old.session)
     for log, text in data.items():
         _mend_log(site.disk, _log_path(path, log), text, found[log], damaged=log in damaged)

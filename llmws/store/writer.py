@@ -302,7 +302,6 @@ class FileStore:
                 lane.folder = create_session(self._site, op.session_id, op.epoch, op.meta)
                 self._post(Created(session_id=op.session_id, ledger_key=lane.folder.ledger_key))
             case Open():
-                lane.failed = False
                 self._open(lane)
             case Read():
                 events = lane.opened().logs["buffer"].read_events(op.after_seq, op.limit_bytes)
@@ -330,7 +329,8 @@ class FileStore:
         if lane.folder is not None:
             raise StorageError("the session is open already")
         self._site.keys.refresh()
-        opened = open_session(self._site, lane.session_id)
+        had_failed, lane.failed = lane.failed, False
+        opened = open_session(self._site, lane.session_id, had_failed=had_failed)
         if opened is None:
             self._post(Unknown(session_id=lane.session_id))
         else:

@@ -11,6 +11,17 @@ from llmws.store.disk import OsDisk
 from llmws.store.folder import Site, prepare
 from llmws.store.keys import KeyRing
 
+SHORT_FAULTS = 1500
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store-faults", type=int, help="how many faults the simulated disk injects")
+
+
+@pytest.fixture
+def store_faults(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--store-faults", default=None) or SHORT_FAULTS
+
 
 class FaultyDisk:
     """The real disk, but calls of the methods named in `faults` first meet what is queued for them there.

@@ -79,6 +79,23 @@ def test_every_single_flipped_bit_is_noticed():
             data[position] ^= 1 << bit
 
 
+def test_every_single_flipped_bit_of_a_compacted_log_is_noticed():
+    """Records 2 and 3 behind their header, then the second segment."""
+    compacted = [LOG[0], *LOG[2:]]
+    data = bytearray(b"".join(compacted))
+    known = LogState(first_n=2, segments=(FIRST.segment, SECOND.segment))
+    assert found(bytes(data), known) == ([2, 3, 4, 5], False)
+    last_line = len(data) - len(compacted[-1])
+    for position in range(len(data)):
+        for bit in range(8):
+            data[position] ^= 1 << bit
+            numbers, is_corrupt = found(bytes(data), known)
+            assert numbers == [2, 3, 4, 5][: len(numbers)]
+            # Without the line feed before it, the last line and the one above are one bad line.
+            assert (len(numbers) < 4, is_corrupt) == (True, position < last_line - 1), (position, bit)
+            data[position] ^= 1 << bit
+
+
 @pytest.mark.parametrize(
     ("order", "kept"),
     [
@@ -148,6 +165,26 @@ def test_a_log_of_dropped_records_only_is_an_empty_one_even_if_damaged():
 
 def test_a_log_that_begins_above_the_first_kept_record_is_corrupt():
     assert found(b"".join(LOG[4:]), LogState(first_n=3, segments=())) == ([], True)
+
+
+@pytest.mark.parametrize("first_n", [2, 3])
+def test_a_compacted_log_begins_anywhere_up_to_the_first_kept_record(first_n):
+    compacted = b"".join([LOG[0], *LOG[2:]])
+    assert found(compacted, LogState(first_n=first_n, segments=())) == (list(range(first_n, 6)), False)
+
+
+def test_a_gap_before_the_first_kept_record_is_corrupt():
+    assert found(b"".join([LOG[0], *LOG[3:]]), LogState(first_n=2, segments=())) == ([], True)
+
+
+def test_a_record_below_its_segment_is_corrupt():
+    """Whoever has the key could seal one; `base` says that none was."""
+    data = b"".join([SECOND.header, SECOND.seal(event(3)), *LOG[5:]])
+    assert found(data, LogState(first_n=4, segments=())) == ([], True)
+
+
+def test_records_behind_a_damaged_first_one_are_recognised_by_the_header_above():
+    assert found(b"".join([LOG[0], b"x" + LOG[1], *LOG[2:4]])) == ([], True)
 
 
 def test_a_master_key_that_is_gone_leaves_nothing_readable():
