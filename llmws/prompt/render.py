@@ -25,6 +25,10 @@ def render(job: PromptJob, model: ModelText) -> PromptReady | PromptFailed:
             ids, dropped = _checked(job.input_ids, model.vocab_size), 0
         else:
             ids, dropped = _fitted(job, model)
+            if ids and max(ids) >= model.vocab_size:
+                # Out of the embedding's bounds, it would be an error of the whole device.
+                message = f"the model's tokenizer made id {max(ids)}; the model's vocabulary has {model.vocab_size} ids"
+                raise PromptError(ErrorCode.MODEL_FAILED, message)
         if not ids:
             raise PromptError(ErrorCode.MODEL_FAILED, "the prompt is empty")
         if len(ids) >= job.max_context:

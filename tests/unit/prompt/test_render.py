@@ -113,6 +113,15 @@ def test_more_text_than_is_ever_tokenised_is_dropped_or_refused_unseen(monkeypat
     assert model.texts == ["u:second;a:nanswer;u:end;"]
 
 
+def test_an_id_that_the_model_does_not_have_never_reaches_it() -> None:
+    model = Letters()
+    model.vocab_size = 122
+    assert render(job(turns=talk("uxy")), model) == PromptReady(key="k", ids=tuple(b"u:xy;"))
+    message = "the model's tokenizer made id 122; the model's vocabulary has 122 ids"
+    refused = render(job(turns=talk("uxyz")), model)
+    assert refused == PromptFailed(key="k", code=ErrorCode.MODEL_FAILED, message=message)
+
+
 def test_token_ids_are_taken_as_they_are() -> None:
     assert render(job(input_ids=(0, 255, 7)), Letters()) == PromptReady(key="k", ids=(0, 255, 7))
 
