@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills mutants check format docs guide bench clean
+.PHONY: help setup demo serve test test-fast e2e kills faults-store mutants check format docs guide bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ e2e: $(VENV)/dev.stamp ## run the tests that drive real processes and terminals
 
 kills: $(VENV)/dev.stamp ## kill the server at 50 random tokens, greedy and seeded
 	@$(BIN)/python -m pytest tests/faults --kills 50
+
+faults-store: $(VENV)/dev.stamp ## inject 50,000 faults of a simulated disk into the session store (minutes)
+	@$(BIN)/python -m pytest tests/unit/store/test_crash_simulation.py --store-faults 50000 --show-capture=no -s
 
 mutants: $(VENV)/dev.stamp ## plant faults in a copy of the product and see that the property tests notice
 	@$(BIN)/python tools/mutants.py --write

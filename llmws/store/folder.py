@@ -99,8 +99,11 @@ def list_unfinished(site: Site) -> list[str]:
 
 
 def list_session_folders(site: Site) -> list[Path]:
-    """The folders of all sessions. Raises OSError."""
-    return [site.sessions / name for name in site.disk.names(site.sessions) if is_session_id(name)]
+    """The folders of all sessions that are not deleted. Raises OSError."""
+    deleted = {name.removesuffix(_PASSING) for name in site.disk.names(site.deleted)}
+    return [
+        site.sessions / name for name in site.disk.names(site.sessions) if is_session_id(name) and name not in deleted
+    ]
 
 
 class SessionFolder:

@@ -116,8 +116,7 @@ class Look(msgspec.Struct, frozen=True):
 def look_through(site: Site) -> Iterator[Look]:
     """All sessions whose meta can be read."""
     try:
-        deleted = set(site.disk.names(site.deleted))
-        folders = [folder for folder in list_session_folders(site) if folder.name not in deleted]
+        folders = list_session_folders(site)
     except OSError as error:
         _logger.error("the sessions cannot be listed: %s", error.strerror or error)
         return

@@ -59,7 +59,7 @@ class SimulatedDisk:
         """Of each folder's changes and each file's bytes that were not synced, none, some or all are on the medium."""
         self._handles.clear()
         self.faults += 1
-        for folder in {str(Path(name).parent) for name in {*self.names_now, *self.names_synced}}:
+        for folder in sorted({str(Path(name).parent) for name in {*self.names_now, *self.names_synced}}):
             kept = self.names_now if self.rng.random() < 0.5 else self.names_synced
             for names in (self.names_now, self.names_synced):
                 for name in [name for name in names if str(Path(name).parent) == folder]:

@@ -97,6 +97,7 @@ class History:
             self.rng.choice(self.steps)()
         except OSError:
             self.seen["sessions failed"] += 1
+            self.folder.release()
             self.open_after_failure(self.buffer.written, self.conversation.written)
 
     def append(self) -> None:
@@ -254,7 +255,6 @@ class History:
     def open_after_failure(self, *kept: int) -> None:
         """Opens the session in the process that it failed in."""
         for _ in range(20):
-            self.folder.release()
             with suppress(OSError):
                 self.open(*kept, had_failed=True)
                 return

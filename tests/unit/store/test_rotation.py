@@ -9,7 +9,7 @@ import pytest
 
 from llmws.cli.main import main
 from llmws.errors import StorageError
-from llmws.store.folder import Site, create_session, open_session, prepare, reseal_session
+from llmws.store.folder import Site, create_session, delete_session, open_session, prepare, reseal_session
 from llmws.store.keys import KeyRing, load_keys, read_key_file, write_key_file
 from llmws.store.lock import hold_state_folder
 from llmws.store.rotation import open_site, references
@@ -138,6 +138,16 @@ def test_a_reseal_that_fails_anywhere_loses_nothing_and_can_be_repeated(site, di
         assert (opened.conversation, opened.corrupt_epoch) == (messages(3), 0)
     reseal_session(both, ID)
     assert stale(both) == []
+
+
+def test_deleted_sessions_are_neither_looked_at_nor_do_they_need_keys(site, disk):
+    for session_id, keep_tombstone in ((ID, True), (OTHER, False)):
+        conversed(site, session_id)
+        disk.faults["unlink"] = [errno.EIO]
+        with pytest.raises(OSError, match="Input/output"):
+            delete_session(site, session_id, keep_tombstone=keep_tombstone)
+    assert len(list(site.sessions.iterdir())) == 2
+    assert (list(look_through(site)), references(site)) == ([], {})
 
 
 # --- missing keys --------------------------------------------------------------------------------------------------
