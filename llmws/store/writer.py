@@ -151,9 +151,18 @@ class FileStore:
         """See `SessionStore`."""
         self._surveyor.request()
 
-    def submit(self, *ops: StoreOp) -> None:
+    def submit(self, *ops: StoreOp | _Reseal) -> None:
         """See `SessionStore`."""
-        self._submit(ops)
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the store is closed")
+            for op in ops:
+                lane = self._lanes.get(op.session_id)
+                if lane is None:
+                    lane = self._lanes[op.session_id] = _Lane(op.session_id)
+                lane.ops.append(op)
+                if not lane.busy:
+                    self._make_ready(lane)
 
     def take(self) -> list[StoreEvent]:
         """See `SessionStore`."""
@@ -174,18 +183,6 @@ class FileStore:
         self._tasks.shutdown()
 
     # --- lanes -----------------------------------------------------------------------------------------------------
-
-    def _submit(self, ops: Iterable[StoreOp | _Reseal]) -> None:
-        with self._changed:
-            if self._closing:
-                raise RuntimeError("the store is closed")
-            for op in ops:
-                lane = self._lanes.get(op.session_id)
-                if lane is None:
-                    lane = self._lanes[op.session_id] = _Lane(op.session_id)
-                lane.ops.append(op)
-                if not lane.busy:
-                    self._make_ready(lane)
 
     def _make_ready(self, lane: _Lane) -> None:
         """Gives a lane with queued operations to the writer. The lock is held."""
@@ -342,9 +339,8 @@ class FileStore:
     def _reseal(self, session_id: str) -> None:
         """Brings a session under the newest master key, if nobody has it open, and waits for that."""
         op = _Reseal(session_id)
-        self._submit([op])
-        if not op.done.wait(_RESEAL_TIMEOUT_S):
-            _logger.warning("session %s is not sealed under the newest master key yet", session_id)
+        self.submit(op)
+        op.done.wait(_RESEAL_TIMEOUT_S)
 
     def _carry_out_reseal(self, lane: _Lane, op: _Reseal) -> None:
         try:
@@ -353,6 +349,7 @@ class FileStore:
                 reseal_session(self._site, lane.session_id)
         except (OSError, StorageError) as error:
             _logger.warning("session %s stays under an older master key: %s", lane.session_id, error)
+            lane.failed = True
         except Exception:
             _logger.exception("session %s", lane.session_id)
         finally:
