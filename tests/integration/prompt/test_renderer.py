@@ -137,11 +137,11 @@ def test_a_kill_between_two_jobs_costs_no_job(renderer: Renderer, model: ModelRe
 
 def test_a_job_that_takes_too_long_is_stopped(tmp_path: Path, model: ModelRef) -> None:
     stuck = StuckModel(tmp_path / "stuck")
-    with Renderer(limits=Limits(base_s=1.0, per_mib_s=0.0)) as renderer:
+    with Renderer(limits=Limits(base_s=2.0, per_mib_s=0.0)) as renderer:
         before = renderer.ids(model)
         killed = renderer.process
         renderer.ask(stuck.ref, "stuck")
-        message = "the model's chat template or tokenizer took more than 1 s"
+        message = "the model's chat template or tokenizer took more than 2 s"
         assert renderer.failure("stuck").message == message
         assert renderer.ids(model) == before
         assert not psutil.pid_exists(killed.pid)
@@ -260,7 +260,7 @@ def test_a_program_that_is_not_there_is_a_failed_start(model: ModelRef) -> None:
 
 def test_a_start_that_hangs_is_a_failed_start(tmp_path: Path, model: ModelRef) -> None:
     helper = Helper(tmp_path, "import signal; signal.pause()")
-    with Renderer(command=helper.command, limits=Limits(start_s=1.0)) as renderer:
+    with Renderer(command=helper.command, limits=Limits(start_s=2.0)) as renderer:
         assert renderer.ids(model)
 
 
