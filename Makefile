@@ -56,7 +56,7 @@ guide: $(VENV)/dev.stamp ## train the built-in model again
 	@$(BIN)/python tools/train_guide.py
 
 bench: setup ## measure, and write the figures to bench/results
-	@$(BIN)/python bench/sessions.py
+	@$(BIN)/python -m bench
 
 clean: ## remove what was made, but neither state nor models
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

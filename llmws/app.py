@@ -55,6 +55,7 @@ from llmws.store.keys import load_keys
 from llmws.store.lock import hold_state_folder
 from llmws.store.tokens import TokenFile
 from llmws.store.writer import FileStore
+from llmws.store_api import SessionStore
 
 _log = logging.getLogger(__name__)
 
@@ -94,12 +95,13 @@ class SystemEntropy:
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """The implementations that a test may replace."""
+    """The implementations that a test may replace. `store` None: files in the state folder."""
 
     engine: Engine
     probe: MemoryProbe
     prompts: PromptRenderer
     models: ModelSource
+    store: SessionStore | None = None
 
 
 def local_parts(config: Config, places: Places) -> Parts:
@@ -194,7 +196,9 @@ class _App:
         write_server_state(places.state_dir, self._remembered)
         clock = SystemClock()
         keys = load_keys(places.state_dir, key_file=places.key_file)
-        self._store = FileStore(Site(state=places.state_dir, keys=keys), durability=config.storage.durability)
+        self._store = parts.store or FileStore(
+            Site(state=places.state_dir, keys=keys), durability=config.storage.durability
+        )
         self._found = tuple(parts.models.scan())
         self._first_model = self._choose_model()
         hub = Hub(hub_settings(config, self._remembered), clock=clock, entropy=SystemEntropy())
