@@ -163,7 +163,7 @@ class SessionFolder:
     def drop_buffer(self, session: SessionMeta) -> None:
         """Forgets every record of the buffer log, in meta first. Raises OSError."""
         self.logs["buffer"].forget()
-        self.write_meta(session)
+        self.keep(session)
         self._site.disk.unlink(_log_path(self._path, "buffer"))
         self._site.disk.sync_folder(self._path)
 
@@ -244,9 +244,7 @@ def open_session(site: Site, session_id: str, *, had_failed: bool = False) -> tu
     for segment in (*old.buffer.segments, *old.conversation.segments):
         # Without its key a whole log looks torn, and would be cut down to nothing.
         site.keys.require(segment.kid)
-    for name in site.disk.names(path):
-        if name.endswith(DRAFT_SUFFIX):
-            site.disk.unlink(path / name)
+    _remove_drafts(site.disk, path)
     data = {log: text for log in LOGS if (text := read_whole(site.disk, _log_path(path, log))) is not None}
     found = _recover(site, session_id, old, data)
     ends = _ends(old, found["buffer"])
@@ -258,10 +256,7 @@ def open_session(site: Site, session_id: str, *, had_failed: bool = False) -> tu
     folder = SessionFolder(site, session_id, meta, found)
     # Meta before mending: a corrupt file, once mended, no longer shows that positions in it cannot be trusted.
     for log, text in data.items():
-        if had_failed:
-            write_atomically(site.disk, _log_path(path, log), text)
-        else:
-            _sync_file(site.disk, _log_path(path, log))
+        _make_durable(site.disk, _log_path(path, log), text, had_failed=had_failed)
     folder.write_meta(old.session)
     for log, text in data.items():
         _mend_log(site.disk, _log_path(path, log), text, found[log], damaged=log in damaged)
@@ -347,7 +342,17 @@ def _ends(old: Meta, found: Recovered) -> tuple[tuple[int, int], ...]:
     return tuple(ends[-MAX_ENDS:])
 
 
-def _sync_file(disk: Disk, path: Path) -> None:
+def _remove_drafts(disk: Disk, path: Path) -> None:
+    for name in disk.names(path):
+        if name.endswith(DRAFT_SUFFIX):
+            disk.unlink(path / name)
+
+
+def _make_durable(disk: Disk, path: Path, data: bytes, *, had_failed: bool) -> None:
+    """Sees to it that the file's bytes, which are `data`, survive a power loss."""
+    if had_failed:
+        write_atomically(disk, path, data)
+        return
     handle = disk.open(path, create=False)
     try:
         disk.sync(handle)

@@ -249,12 +249,18 @@ def said(n: int, session_id: str = ID) -> Append:
     return Append(session_id=session_id, log="conversation", records=(message,), sync=False)
 
 
+def close(client) -> None:
+    """Closes the session, and waits for that by asking for what only an open one can give."""
+    client.submit(Close(session_id=ID, meta=META))
+    client.ask(Read(session_id=ID, ticket=1, after_seq=0, limit_bytes=1), Failed)
+
+
 def test_a_running_store_takes_up_a_new_key_and_reseals_first_what_is_closed_then_what_closes(file_world, key_file):
     client = file_world.start()
     for session_id in (ID, OTHER):
         client.ask(create(session_id), Created)
         client.submit(said(1, session_id))
-    client.submit(Close(session_id=ID, meta=META))
+    close(client)
     write_key_file(key_file, keys(1, 2))
     third = ID.replace("6", "7", 1)
     client.submit(create(third))
@@ -277,9 +283,8 @@ def test_a_running_store_takes_up_a_new_key_and_reseals_first_what_is_closed_the
 def test_a_session_without_its_key_fails_and_opens_again_when_the_key_is_back(file_world, key_file):
     client = file_world.start()
     client.ask(create(), Created)
-    client.submit(append(1), said(1), Close(session_id=ID, meta=META))
-    client.ask(Open(session_id=OTHER), Unknown)
-    client.ask(Read(session_id=ID, ticket=1, after_seq=0, limit_bytes=1), Failed)
+    client.submit(append(1), said(1))
+    close(client)
     write_key_file(key_file, keys(5))
     failed = client.ask(Open(session_id=ID), Failed)
     assert failed.message == "master key 1 is not in the key file; put it back"
@@ -292,8 +297,8 @@ def test_a_session_without_its_key_fails_and_opens_again_when_the_key_is_back(fi
 def test_a_reseal_that_fails_is_no_failure_of_the_session(file_world, key_file, disk):
     client = file_world.start()
     client.ask(create(), Created)
-    client.submit(said(1), Close(session_id=ID, meta=META))
-    client.ask(Open(session_id=OTHER), Unknown)
+    client.submit(said(1))
+    close(client)
     write_key_file(key_file, keys(1, 2))
     disk.sync_error = errno.EIO
     survey(client)

@@ -137,9 +137,9 @@ class SimulatedDisk:
             file.data += data[: self.rng.randint(0, len(data))]
             raise CrashError
         if self._fails():
-            taken = self.rng.randint(0, len(data) - 1)
+            taken = self.rng.randint(0, max(len(data) - 1, 0))
             file.data += data[:taken]
-            if self.rng.random() < 0.5:
+            if not data or self.rng.random() < 0.5:
                 self._raise()
             return taken
         file.data += data

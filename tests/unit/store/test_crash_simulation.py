@@ -148,8 +148,7 @@ class History:
     def drop(self) -> None:
         self.first_n_wanted = self.buffer.next_n
         self.folder.drop_buffer(self.next_meta())
-        self.meta, self.first_n = self.meta_wanted, self.first_n_wanted
-        self.buffer.durable = self.buffer.written
+        self.settle()
 
     def read(self) -> None:
         log = self.folder.logs["buffer"]
