@@ -15,13 +15,13 @@ import random
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from llmws.session import events as e
 from llmws.session.journal import TAIL_BYTES
-from tests.support.model_client import ModelClient
+from tests.support.model_client import ModelClient, Story
 from tests.support.stages import Client, HubStage, SocketStage, Stage
 
 COUNT = {"input_ids": [9]}
@@ -50,17 +50,18 @@ async def hub() -> AsyncIterator[HubStage]:
 class User:
     """One client of one session, over any number of connections. It applies events as the protocol says."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(
+        self, stage: Stage, story: Story | None = None, mode: Literal["takeover", "observe"] = "takeover"
+    ) -> None:
         self.stage = stage
-        self.model = ModelClient()
+        self.model = ModelClient(story or Story(), mode)
         self.events: list[dict[str, Any]] = []
         self.line: Client | None = None
 
-    async def attach(self, **hello: Any) -> dict[str, Any]:
+    async def attach(self, *, window: int | None = None) -> dict[str, Any]:
         """A new connection that goes on where the last one ended; returns its welcome."""
         self.line = await self.stage.connect()
-        window = hello.pop("window", None)
-        await self.send({**self.model.hello(window=window), "auth": self.stage.token, **hello})
+        await self.send({**self.model.hello(window=window), "auth": self.stage.token})
         return await self.next()
 
     async def send(self, message: dict[str, Any]) -> None:
@@ -70,7 +71,7 @@ class User:
         await self.line.send(message)
 
     async def ask(self, request_id: str, what: dict[str, Any] = HELLO, **config: Any) -> None:
-        self.model.has_asked = True
+        self.model.story.has_asked = True
         await self.send({"type": "inference", "request_id": request_id, **what, "config": {"seed": 1, **config}})
 
     async def next(self) -> dict[str, Any]:
@@ -105,11 +106,8 @@ class User:
 
 async def replay(user: User) -> list[dict[str, Any]]:
     """The session's whole log, as an observer who knows nothing is told it."""
-    other = User(user.stage)
-    other.model.session_id = user.model.session_id
-    other.line = await user.stage.connect()
-    hello = {"type": "hello", "auth": user.stage.token, "session_id": user.model.session_id, "mode": "observe"}
-    await other.send(hello)
+    other = User(user.stage, user.model.story, "observe")
+    await other.attach()
     await other.until(lambda message: message.get("code") == "caught_up")
     return other.events
 
@@ -222,14 +220,14 @@ async def test_invariant_04_a_name_never_stands_for_two_events(hub):
 
 async def test_invariant_05_the_floor_never_passes_the_owners_ack(hub):
     """Acks from beyond what was sent, from the past, from an observer, and the same after a restart."""
-    user, observer = User(hub), User(hub)
+    user = User(hub)
     await user.attach(window=3)
     await user.ask("a", COUNT, max_new_tokens=8)
     for _ in range(8):
         await hub.step()
     await user.read_to(3)
-    observer.model.session_id = user.model.session_id
-    await observer.attach(mode="observe", resume=None)
+    observer = User(hub, user.model.story, "observe")
+    await observer.attach()
     await observer.read_to(10)
     await observer.send({"type": "ack", "seq": 10})
     await user.send({"type": "ack", "seq": 2})
@@ -301,7 +299,7 @@ async def test_invariant_07_requests_start_in_order_one_at_a_time(stage):
 
 
 async def test_invariant_08_the_same_request_runs_once(stage):
-    """Sent again while open, when done, after a restart, and after everything was acknowledged and dropped."""
+    """Sent again while open, when done, after a restart, when acknowledged and dropped, and after another restart."""
     user = User(stage)
     await user.attach()
     await user.ask("a")
@@ -318,9 +316,12 @@ async def test_invariant_08_the_same_request_runs_once(stage):
     assert (await user.until(lambda message: message["type"] == "queue"))["position"] == 0
     await user.send({"type": "ack", "seq": 4})
     await user.until(lambda message: message["type"] == "ack_received")
-    await user.ask("a")
+    for _ in range(2):
+        await user.ask("a")
+        assert (await user.until(lambda message: message["type"] == "error"))["code"] == "duplicate"
+        await stage.restart()
+        await user.attach()
 
-    assert (await user.until(lambda message: message["type"] == "error"))["code"] == "duplicate"
     assert [event["type"] for event in user.events] == ["start", "token", "token", "done"]
 
 
@@ -374,13 +375,15 @@ async def test_invariant_10_a_client_that_takes_nothing_costs_no_memory(hub):
         await user.ask(f"r{number}", COUNT, max_new_tokens=60)
         for _ in range(60):
             await hub.step()
-    log = hub.hub._state.sessions[user.model.session_id].log
+    log = hub.hub._state.sessions[user.model.story.session_id].log
 
     def held_bytes() -> int:
         frames = (log.frame(seq) for seq in range(1, log.last_seq + 1))
         return sum(len(frame) for frame in frames if frame is not None)
 
-    written_bytes = sum(len(record.value) for record in hub.disk.sessions[user.model.session_id].records["buffer"])
+    written_bytes = sum(
+        len(record.value) for record in hub.disk.sessions[user.model.story.session_id].records["buffer"]
+    )
     assert written_bytes > TAIL_BYTES >= held_bytes() > 0
     await user.line.cut()
     assert held_bytes() == 0
@@ -390,14 +393,14 @@ async def test_invariant_10_a_client_that_takes_nothing_costs_no_memory(hub):
 
 
 async def test_invariant_11_a_connection_that_was_taken_over_hears_and_does_nothing_more(hub):
-    first, second = User(hub), User(hub)
+    first = User(hub)
+    second = User(hub, first.model.story)
     await first.attach()
     await first.ask("a", COUNT, max_new_tokens=8)
     await hub.step()
     await first.read_to(2)
     old = first.line
-    second.model.session_id = first.model.session_id
-    await second.attach(resume=None)
+    await second.attach()
     for each in ({"type": "ack", "seq": 2}, {"type": "cancel", "request_id": "a"}):
         await first.line.send(each)
         old.close_code, code = None, old.close_code  # as if its close had not reached it yet
@@ -438,7 +441,7 @@ async def test_invariant_12_a_stranger_hears_a_pong_one_error_and_a_close(hub, f
     for frame in frames:
         message = {"type": "ping"} if frame == "ping" else frame
         if isinstance(message, dict) and "session_id" in message:
-            message = {**message, "session_id": user.model.session_id}
+            message = {**message, "session_id": user.model.story.session_id}
         await stranger.send(message)
     code = await stranger.closed()
     await stranger.send({"type": "hello", "auth": hub.token})
@@ -521,7 +524,7 @@ async def test_invariant_14_whatever_the_bytes_a_log_opens_as_a_true_prefix(tmp_
         await user.read_to(7)
     finally:
         await stage.stop()
-    folder = tmp_path / "state" / "sessions" / str(user.model.session_id)
+    folder = tmp_path / "state" / "sessions" / str(user.model.story.session_id)
     good = (folder / "buffer.jsonl").read_bytes()
     kept = shutil.copytree(folder, tmp_path / "kept")
     site = Site(state=tmp_path / "state", keys=load_keys(tmp_path / "state", key_file=None))
@@ -578,7 +581,7 @@ async def test_invariant_15_an_expired_session_leaves_nothing():
     assert (hub.disk.sessions, hub.disk.deleted) == ({}, set())
     assert (hub.hub._state.sessions, hub.hub._state.detached_s, hub.engine.keys) == ({}, {}, [])
     other = await hub.connect()
-    await other.send({"type": "hello", "auth": hub.token, "session_id": user.model.session_id})
+    await other.send({"type": "hello", "auth": hub.token, "session_id": user.model.story.session_id})
     welcome = await other.receive()
     assert (welcome["status"], welcome["reason"]) == ("new", "session_unknown")
     await hub.stop()

@@ -53,7 +53,7 @@ class User:
 
     async def ask(self, request_id: str) -> None:
         assert self.line is not None
-        self.model.has_asked = True
+        self.model.story.has_asked = True
         # Past the end of the answer on purpose, so that there is always a middle to be killed in.
         config = {**self.sampling, "max_new_tokens": TOKENS, "ignore_eos": True}
         messages = [{"role": "user", "content": QUESTION}]
