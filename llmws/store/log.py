@@ -93,7 +93,7 @@ class LogFile:
             OSError: that failed too.
             StorageError: the records do not follow on, or the file was changed by somebody else.
         """
-        if any(record.n != n for n, record in enumerate(records, self.last_n + 1)):
+        if [record.n for record in records] != [*range(self.last_n + 1, self.last_n + 1 + len(records))]:
             raise StorageError(f"{self._path.name}: record {records[0].n} cannot follow record {self.last_n}")
         lines = [self._cipher.seal(record) for record in records]
         try:

@@ -55,9 +55,9 @@ from llmws.store_api import (
 
 _logger = logging.getLogger(__name__)
 
-# At most two handles a session, mostly one: together these three keep the store below 400 open files.
+# At most two handles a session, mostly one: together these three keep the store below 450 open files.
 _IDLE_SESSIONS: Final = 128
-_ROUND_SESSIONS: Final = 32
+_ROUND_SESSIONS: Final = 64
 _SYNCS_IN_FLIGHT: Final = 24
 # Files side by side share one journal commit; opening and reading use the interpreter, where more threads gain nothing.
 _SYNC_THREADS: Final = 8
@@ -264,13 +264,15 @@ class FileStore:
         records: dict[LogName, list[Record]] = {}
         for append in appends:
             records.setdefault(append.log, []).extend(append.records)
-        with self._failures_of(lane):
+        try:
             for log, of_log in records.items():
                 lane.opened().logs[log].append(of_log)
             if self._sync_all:
                 return sorted(records)
-            answers.extend(_progress(lane, log) for log in records)
+            answers += [_progress(lane, log) for log in records]
             return sorted({append.log for append in appends if append.sync})
+        except Exception as error:  # noqa: BLE001 - see `_failed`
+            self._failed(lane, error)
         return []
 
     # --- the pools' threads ----------------------------------------------------------------------------------------
@@ -362,17 +364,23 @@ class FileStore:
         """Turns whatever goes wrong inside into the session's one `Failed`."""
         try:
             yield
-        except _NotOpenError:
-            if not lane.failed:
-                self._fail(lane, "the session is not open")
-        except OSError as error:
-            self._fail(lane, f"the disk failed: {error.strerror or error}")
-        except StorageError as error:
-            self._fail(lane, str(error))
-        except Exception:
-            # A bug that one session meets must not end the writing of all others.
-            _logger.exception("session %s", lane.session_id)
-            self._fail(lane, "internal error")
+        except Exception as error:  # noqa: BLE001 - see `_failed`
+            self._failed(lane, error)
+
+    def _failed(self, lane: _Lane, error: Exception) -> None:
+        """Ends the session's use of its files, once."""
+        match error:
+            case _NotOpenError():
+                if not lane.failed:
+                    self._fail(lane, "the session is not open")
+            case OSError():
+                self._fail(lane, f"the disk failed: {error.strerror or error}")
+            case StorageError():
+                self._fail(lane, str(error))
+            case _:
+                # A bug that one session meets must not end the writing of all others.
+                _logger.error("session %s", lane.session_id, exc_info=error)
+                self._fail(lane, "internal error")
 
     def _fail(self, lane: _Lane, message: str) -> None:
         _logger.error("session %s: %s", lane.session_id, message)
