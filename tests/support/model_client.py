@@ -104,7 +104,9 @@ class ModelClient:
         self.window_base = max(self.acked, self.last_seq)
         for request in message["requests"]:
             request_id = request["request_id"]
-            if request["state"] != "queued" and request_id not in self.started:
+            # One that was cancelled in the queue has ended without a start.
+            has_started = request["state"] == "running" or request["next_index"] > 0
+            if has_started and request_id not in self.started:
                 self.started.append(request_id)
             self.texts[request_id] = request["text"]
             self.next_index[request_id] = request["next_index"]
