@@ -133,7 +133,7 @@ def complete(
         return []
     if match.group(2) is None:
         return [
-            (f"/{command.name}", command.summary, len(text))
+            (f"/{command.name}{' ' if command.arguments else ''}", command.summary, len(text))
             for command in COMMANDS
             if command.name.startswith(match.group(1).lower())
             and not missing(command, is_online=is_online, is_admin=is_admin)

@@ -89,9 +89,11 @@ def toolbar(view: View) -> str:
     parts = [_connection(view)]
     if view.connection == "online":
         parts += ["another client has this session"] if view.is_observer else []
-        parts += [f"model {view.model}" if view.model else "no model yet", view.memory]
+        parts.append(f"model {view.model}" if view.model else "no model yet")
     if view.tokens_per_s is not None:
         parts.append(f"{view.tokens_per_s:.0f} tokens/s")
+    if view.connection == "online":
+        parts.append(view.memory)
     return " · ".join(part for part in parts if part)
 
 
@@ -108,7 +110,7 @@ def _change_of_hands(view: View, *, is_observer: bool) -> str | None:
         return None
     if is_observer:
         return "another client took this session over; what it does is shown here, and what you send takes it back"
-    return "this session is yours again; the other client watches"
+    return "this session is yours again"
 
 
 def _connection(view: View) -> str:

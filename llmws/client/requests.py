@@ -28,6 +28,7 @@ def sampling(fields: Mapping[str, SamplingValue], *, over: m.Sampling | None = N
         checked = msgspec.convert(base | dict(fields), _StrictSampling)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
+        reason = reason.replace(" | null", "")
         raise ValueError(f"{path.rstrip('`')}: {reason}" if path else reason) from None
     return m.Sampling(**msgspec.structs.asdict(checked))
 

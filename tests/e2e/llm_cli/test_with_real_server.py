@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from llmws.client import Client, Done, Log, RequestRejectedError, Token
+from llmws.client import Client, Done, Log, RequestRejectedError, Token, branch, question
 from tests.e2e.llm_cli.terminal import Terminal, run
 from tests.support.real_server import RealServer
 
@@ -57,6 +57,50 @@ async def test_the_replies_have_their_types(server):
             await c.delete_model("llmws-guide")
         first, second = c.generate("hi", max_tokens=3), c.generate("bye", max_tokens=3)
         assert [(await each).tokens_generated for each in (second, first)] == [3, 3]
+
+
+async def test_sessions_have_titles_and_conversations_branches(server):
+    async with client(server) as c:
+        await c.generate("hi", max_tokens=3)
+        asked = question(await c.conversation())
+        await c.regenerate(asked.id, max_new_tokens=3)
+        await c.import_messages([{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}])
+        await c.update_session(title="mine")
+        assert next(each.title for each in await c.sessions() if each.session_id == c.session_id) == "mine"
+        messages = await c.conversation()
+        await c.end_session()
+    assert [each.parent_id for each in messages[:3]] == [None, asked.id, asked.id]
+    assert [(each.role, each.content) for each in branch(messages)] == [("user", "one"), ("assistant", "two")]
+
+
+async def test_the_chat_watches_its_session_in_other_hands_and_takes_it_back(server, tmp_path):
+    state = server.folder / "xdg"
+    async with Terminal(state, "--url", server.ready["ws_url"]) as terminal:
+        await terminal.sees("llmws-guide")
+        terminal.type("/config max_new_tokens=5 temperature=0\r")
+        await terminal.sees("max_new_tokens      5")
+        terminal.type("What is llmws?\r")
+        await terminal.sees("the answer is cut")
+        async with client(server, session_id=_session_id(state), when_taken_over="observe") as other:
+            await terminal.sees("another client took this session over")
+            await other.generate("And who are you?")
+            await terminal.sees("And who are you?")
+            terminal.type("/regenerate\r")
+            await terminal.sees("this session is yours again")
+            await terminal.sees("once more: And who are you?")
+            await terminal.sees("the answer is cut", times=3)
+        terminal.type("/title mine\r")
+        await terminal.sees("title: mine")
+        terminal.type("/sessions\r")
+        await terminal.sees("5 messages  mine")
+
+
+async def test_a_temporary_session_leaves_nothing_on_the_server(server):
+    async with client(server) as c:
+        before = {each.session_id for each in await c.sessions()}
+        status, _, _ = await run(server.folder / "xdg", "--temporary", "--max-tokens", "3", "hi")
+        assert status == 0
+        assert {each.session_id for each in await c.sessions()} == before
 
 
 async def test_llm_finds_the_server_and_its_token(server, tmp_path):

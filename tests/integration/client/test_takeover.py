@@ -97,3 +97,12 @@ async def test_taking_over_waits_for_a_connection(server):
         answer = c.generate("hi")
         await server.start()
         assert (await answer).text == "Hello"
+
+
+async def test_after_taking_over_collecting_waits_for_what_the_other_client_had_asked(server):
+    async with client(server, when_taken_over="observe") as first:
+        async with client(server, session_id=first.session_id) as second:
+            await eventually(lambda: first.is_observer and first.is_connected)
+            await second.generate("hi")
+        first.take_over()
+        assert [(await each).text async for each in first.collect()] == ["Hello"]

@@ -71,13 +71,13 @@ def test_what_is_no_command_is_said(line, answer):
 
 
 def test_names_are_completed():
-    assert completed("/s") == ["/switch", "/system", "/status", "/sessions", "/session"]
+    assert completed("/s") == ["/switch ", "/system ", "/status", "/sessions", "/session "]
     assert completed("hello /s") == []
 
 
 def test_only_available_commands_are_completed():
-    assert completed("/s", is_online=False) == ["/system", "/session"]
-    assert "/switch" not in completed("/s", is_admin=False)
+    assert completed("/s", is_online=False) == ["/system ", "/session "]
+    assert completed("/sw", is_admin=False) == []
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ LOST = Disconnected(reason="the connection was\x1b lost", retry_in_s=1.0)
         ([], "connecting…"),
         ([connected()], "connected · model guide · NVIDIA H200, 120.1 of 139.8 GB free"),
         ([connected(model=None)], "connected · no model yet · NVIDIA H200, 120.1 of 139.8 GB free"),
-        ([connected(), done(88.1)], "connected · model guide · NVIDIA H200, 120.1 of 139.8 GB free · 88 tokens/s"),
+        ([connected(), done(88.1)], "connected · model guide · 88 tokens/s · NVIDIA H200, 120.1 of 139.8 GB free"),
         (
             [connected(mode="observe")],
             "connected · another client has this session · model guide · NVIDIA H200, 120.1 of 139.8 GB free",
@@ -99,7 +99,7 @@ def test_the_toolbar(messages, line):
         (
             View(connection="online", is_observer=True),
             connected(),
-            "this session is yours again; the other client watches",
+            "this session is yours again",
         ),
         (View(), LOST, "not connected (the connection was lost); trying again"),
         (View(connection="online"), LOST, "connection lost (the connection was lost); connecting again"),
