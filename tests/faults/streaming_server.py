@@ -1,8 +1,8 @@
-"""A real server process that streams as fast as it is let, on a disk that gets stuck when it is told to.
+"""A real server process that streams a token a millisecond, on the disk or on one that gets stuck when it is told to.
 
-As a program: streaming_server.py FOLDER. It answers each line on standard input with one on standard output: `stick`
-and `free` the disk, `steps` that the engine has taken. What a request says is in its prompt: `input_ids` [n] asks for
-tokens of n bytes.
+As a program: streaming_server.py FOLDER [--stuck-disk]. It answers each line on standard input with one on standard
+output: `stick` and `free` the disk, `steps` that the engine has taken. What a request says is in its prompt:
+`input_ids` [n] asks for tokens of n bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -82,32 +83,40 @@ def main() -> None:
     threading.Thread(target=obey, daemon=True).start()
     settings = config.override(config.Config(), {"server": {"port": 0, "drain_s": 0}, "auth": {"required": False}})
     where = places.Places(folder / "state", folder / "models", folder / "state" / "models", None)
-    where.state_dir.mkdir()
-    store = FileStore(Site(state=where.state_dir, keys=load_keys(where.state_dir, key_file=None), disk=disk))
+    store = None
+    if "--stuck-disk" in sys.argv:
+        where.state_dir.mkdir()
+        store = FileStore(Site(state=where.state_dir, keys=load_keys(where.state_dir, key_file=None), disk=disk))
     parts = app.Parts(engine=engine, probe=StillProbe(), prompts=ScriptedPrompts(), models=OneModel(), store=store)
     app.serve(settings, where, ready_file=folder / "ready.json", parts=parts)
 
 
 class StreamingServer:
-    """The process, seen from a test."""
+    """One state folder, and the process that serves it now, seen from a test."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self._arguments = arguments
         self.port = 0
 
     def start(self) -> None:
-        ready = self._folder / "ready.json"
-        environment = {**os.environ, "XDG_STATE_HOME": str(self._folder / "xdg"), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(Path(__file__)), str(self._folder)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-        )
+        ready = self.folder / "ready.json"
+        ready.unlink(missing_ok=True)
+        environment = {**os.environ, "XDG_STATE_HOME": str(self.folder / "xdg"), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(Path(__file__)), str(self.folder), *self._arguments]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=ROOT
+            )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not ready.exists():
-            assert self._process.poll() is None, "the server did not start"
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
+            assert self._process.poll() is None, self.log()
+            assert time.monotonic() < deadline_s, self.log()
+            time.sleep(0.01)
         self.port = json.loads(ready.read_bytes())["port"]
+
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text()
 
     @property
     def url(self) -> str:
@@ -125,16 +134,20 @@ class StreamingServer:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def close(self) -> None:
-        """The end of a test: the server must still have been there."""
-        was_alive = self._process.poll() is None
+    def signal(self, number: int) -> None:
+        """May be called from another thread."""
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """`kill -9`. The server must still have been there, unless it was killed before."""
+        was_alive = self._process.poll() in (None, -signal.SIGKILL)
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-        assert was_alive, f"status {self._process.returncode}"
+        assert was_alive, f"status {self._process.returncode}: {self.log()}"
 
 
 if __name__ == "__main__":

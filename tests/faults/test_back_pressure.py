@@ -23,12 +23,12 @@ TIMEOUT_S = 60
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path)
+    server = StreamingServer(tmp_path, "--stuck-disk")
     server.start()
     try:
         yield server
     finally:
-        server.close()
+        server.kill()
 
 
 def ask(size_bytes: int, count: int, *, request_id: str = "a") -> str:
