@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 HUB = "tests/property/test_hub.py"
+CASES = "tests/unit/session/test_hard_cases.py"
 
 
 class Mutant(NamedTuple):
@@ -62,16 +63,16 @@ MUTANTS = [
            "            and not self.queue\n", "", "tests/unit/session"),
     Mutant("the buffer is dropped before everything is acknowledged", SESSION + "session.py",
            "            and self.floor == self.log.last_seq\n", "", HUB),
-    Mutant("the same request id runs twice while open", SESSION + "session.py",
-           "            if each.id == request_id:\n", "            if False:\n", HUB),
-    Mutant("the same request id runs twice after its end", SESSION + "session.py",
-           "        if ended is not None:\n            if ended.digest", "        if False:\n            if ended.digest", HUB),
+    Mutant("the same request id runs twice while open", SESSION + "desk.py",
+           "waiting = next((each for each in session.queue if each.id == request_id), None)", "waiting = None", HUB),
+    Mutant("the same request id runs twice after its end", SESSION + "finished.py",
+           "if (kept := self.unacknowledged.get(request_id)) is not None:", "if (kept := None) is not None:", HUB),
     Mutant("the ledger of finished requests is lost in a restart", SESSION + "recovery.py",
-           "session.ledger = {each.id_mac: each for each in meta.finished}", "session.ledger = {}", HUB),
+           "ledger=meta.finished)", "ledger=())", HUB),
     Mutant("a request is sampled again from its beginning after a kill", SESSION + "request.py",
            "emitted_ids=tuple(self.ids),", "emitted_ids=(),", "tests/contract/test_transcripts.py"),
     Mutant("a session's second request starts before the first has ended", SESSION + "turns.py",
-           'if session.queue and session.queue[0].state == "queued":', "if session.queue:", HUB),
+           'if not session.queue or session.queue[0].state not in ("queued", "paused"):', "if not session.queue:", HUB),
     Mutant("a cancelled request's tokens still come", SESSION + "turns.py",
            "if self._active.pop(request.key, None) is not None and", "if self._active.get(request.key) is not None and", "tests/unit/session"),
     Mutant("seq starts again after a restart", SESSION + "recovery.py",
@@ -82,8 +83,53 @@ MUTANTS = [
            "request.add(event.ids, event.data, now_s=self._now_s)", 'request.add(event.ids, "", now_s=self._now_s)', "tests/contract/test_transcripts.py"),
     Mutant("the queue is taken from the wrong end", SESSION + "turns.py",
            "            request = session.queue[0]\n            ref =", "            request = session.queue[-1]\n            ref =", "tests/unit/session"),
-    Mutant("a hello is attached to a session that was just deleted", SESSION + "hub.py",
-           "self._attach(each)  # not", "self._attach_known(session, each)  # not", "tests/unit/session"),
+    Mutant("a hello is attached to a session that was just deleted", SESSION + "shelf.py",
+           "self._again(each)  # not", "self._state.sessions[session.id] = session; self._again(each)  # not", "tests/unit/session"),
+    # Quotas, compaction, branches, expiry.
+    Mutant("the quota pauses nothing", SESSION + "turns.py",
+           "elif session.is_over_quota():\n            self._pause", "elif False:\n            self._pause", CASES),
+    Mutant("what was paused goes on at the next event", SESSION + "session.py",
+           "share = 2 if self._is_over_quota else 1", "share = 1", HUB + " " + CASES),
+    Mutant("what was paused never goes on", SESSION + "desk.py",
+           "            self._turns.acknowledged(session)\n", "", HUB),
+    Mutant("what was paused is sampled again from its beginning", SESSION + "turns.py",
+           '        request.state = "paused"\n', '        request.state = "paused"\n        request.ids.clear()\n', HUB),
+    Mutant("a request waits for the quota for ever", SESSION + "turns.py",
+           "if now_s - since_s >= self._state.settings.max_pause_s:", "if False:", CASES),
+    Mutant("a paused generation outlives its ttl", SESSION + "turns.py",
+           "for each in held if each.queue[0].is_started)]", "for each in held if False)]", "tests/unit/session"),
+    Mutant("a compaction drops the record of an open request", SESSION + "session.py",
+           "        needed = [each.record_n for each in self.queue]\n", "        needed: list[int] = []\n", HUB),
+    Mutant("a compaction forgets a request whose end is not acknowledged", SESSION + "session.py",
+           "        needed += [each.record_n for each in self.finished.unacknowledged.values()]\n", "", HUB),
+    Mutant("a compaction drops what is not acknowledged", SESSION + "session.py",
+           "mark = extent.cut(seq=self.floor, n=", "mark = extent.cut(seq=self.log.sendable, n=", HUB),
+    Mutant("a compaction forgets requests without writing them to the ledger", SESSION + "session.py",
+           "            finished=self.finished.ledger(),\n", "            finished=(),\n", HUB),
+    Mutant("an observer that was overtaken is sent on with a gap", SESSION + "attachment.py",
+           "            if seq != self.cursor + 1:\n                return None\n", "", CASES),
+    Mutant("a snapshot that was overtaken is sent in part", SESSION + "attachment.py",
+           "if next_seq > self.cursor + 1 and next_seq - 1 > snapshot.hole_seq:", "if False:", CASES),
+    Mutant("a prompt sees every branch", SESSION + "conversation.py",
+           "            leaf_id = message.parent_id\n", "            leaf_id = ([None, *self.messages])[list(self.messages).index(leaf_id)]\n", "tests/unit/session"),
+    Mutant("a turn is kept twice after a crash", SESSION + "conversation.py",
+           " or request.id in self._requests:", ":", HUB),
+    Mutant("a turn that a crash cut off is not kept", SESSION + "shelf.py",
+           "            self._turns.keep_turn(session, turn.request, turn.terminal)\n", "            pass\n", CASES),
+    Mutant("a session expires while a generation runs", SESSION + "shelf.py",
+           "if not waiting and not session.queue:", "if not waiting:", "tests/unit/session"),
+    Mutant("a session expires though its client has just come back", SESSION + "shelf.py",
+           "if not waiting and not session.queue:", "if not session.queue:", "tests/unit/session"),
+    Mutant("a machine that was off lets sessions expire", SESSION + "state.py",
+           "return self.settings.uptime_s + self.clock.monotonic() - self.started_s", "return self.clock.time()", "tests/unit/session"),
+    Mutant("uptime begins anew with each start", SESSION + "state.py",
+           "return self.settings.uptime_s + self.clock", "return self.clock", "tests/unit/session"),
+    Mutant("a failed session's generation waits for a hello", SESSION + "shelf.py",
+           "            if session.queue:\n                self._retries", "            if False:\n                self._retries", CASES),
+    Mutant("the survey brings back a session that was ended meanwhile", SESSION + "directory.py",
+           "        if not self.is_complete:\n            self._touched.add(session_id)\n", "", "tests/unit/session"),
+    Mutant("an update is confirmed before it is safe", SESSION + "journal.py",
+           "while self._replies and self._replies[0][0] <= self.settled:", "while self._replies:", "tests/unit/session"),
     Mutant("a snapshot gives the tail of an answer as its text", SESSION + "session.py",
            "for each in kept if each.start_seq > 0]", "for each in self.queue if each.start_seq > 0]", "tests/unit/session"),
     Mutant("a session is said to be gone before it is", SESSION + "state.py",
@@ -270,6 +316,7 @@ def main() -> int:
     """Runs every mutant and returns 1 if one survives."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write docs/mutants.md")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only those whose file's path contains this")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(prefix="llmws-mutants-") as name:
@@ -277,7 +324,7 @@ def main() -> int:
         for part in ("llmws", "llm_cli", "tests"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
-        for mutant in MUTANTS:
+        for mutant in (each for each in MUTANTS if options.only in each.file):
             outcome = try_mutant(mutant, copy)
             print(f"{outcome:10}{mutant.breaks}", flush=True)
             rows.append((mutant, outcome))

@@ -536,3 +536,29 @@ def _hold_reads(stage: HubStage) -> list[Read]:
     held = [op for op in stage.store._queue if isinstance(op, Read)]
     stage.store._queue = [op for op in stage.store._queue if not isinstance(op, Read)]
     return held
+
+
+async def test_what_the_quota_has_paused_goes_on_when_half_of_it_is_free_and_not_before():
+    stage = HubStage(rules=SMALL)
+    user, _ = await welcomed(stage)
+    await user.send({**NUMBERS, "request_id": "a"})
+    await finish(stage, 30)
+    assert seqs(received(user))[-1] == 22
+    await user.send({"type": "ack", "seq": 11})
+    await finish(stage, 5)
+    assert seqs(received(user)) == []
+    await user.send({"type": "ack", "seq": 12})
+    await finish(stage, 1)
+    assert [message.get("code", message["type"]) for message in received(user)][-2:] == ["continued", "token"]
+
+
+async def test_05_also_a_paused_generation_ends_when_its_ttl_is_over():
+    stage = HubStage(rules=SMALL)
+    user, welcome = await welcomed(stage)
+    await user.send({**NUMBERS, "request_id": "a", "ttl_s": 60})
+    await finish(stage, 30)
+    await user.cut()
+    wait(stage, 60)
+    back, again = await welcomed(stage, session_id=welcome["session_id"])
+    assert again["requests"] == []
+    assert received(back)[-2]["finish_reason"] == "interrupted"
