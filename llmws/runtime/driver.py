@@ -98,7 +98,8 @@ class Driver:
         self._inspections = 0
         self._save_uptime = save_uptime
         self._is_stopping = False
-        self._backlog = Backlog()
+        self._backlog = Backlog(self._loop.time)
+        self._engine_waits = False
         self._ops: list[StoreOp] = []
         self._execute: dict[type, Callable[[Any], None]] = {
             e.Send: self._send,
@@ -232,6 +233,8 @@ class Driver:
             return
         try:
             self._handle(*(self._inbox.popleft() for _ in range(min(_SLICE, len(self._inbox)))))
+            if self._engine_waits:
+                self._take_engine()
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process: see the module's docstring
             self._fault.set_exception(error)
         self._schedule()
@@ -244,6 +247,8 @@ class Driver:
             self._store.submit(*self._ops)
             self._ops.clear()
         for event in events:
+            # Not before the hub has seen it: what it still appends to a session that has failed is never answered.
+            self._backlog.answered(event)
             self._note(event)
 
     def _note(self, event: e.HubEvent) -> None:
@@ -267,16 +272,15 @@ class Driver:
         return lambda: self._call_soon(take)
 
     def _take_engine(self) -> None:
-        if self._backlog.is_full:
-            return  # what the engine has stays in its mailbox, and so the engine waits, until the store has caught up
-        for event in self._engine.take():
-            self.post(event)
+        # What is not taken stays in the engine's mailbox, and so the engine waits, until the store has caught up.
+        self._engine_waits = self._backlog.is_full
+        if not self._engine_waits:
+            for event in self._engine.take():
+                self.post(event)
 
     def _take_store(self) -> None:
         for event in self._store.take():
-            self._backlog.answered(event)
             self.post(event)
-        self._take_engine()
 
     def _append(self, command: Append) -> None:
         self._backlog.appended(command)
