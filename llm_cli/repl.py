@@ -185,7 +185,7 @@ class Repl:
             self._above.add(above)
             above.add_done_callback(self._above.discard)
             return
-        print(f"{self._screen.begin_line()}{text}", flush=True)
+        self._screen.say(text)
 
     def _wait(self, place: str) -> None:
         if wants_colour() and self._screen.at_line_start:

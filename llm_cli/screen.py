@@ -35,6 +35,8 @@ class Screen:
         scribe.settimeout(0)
         self.at_line_start = True
         self._is_passing = False
+        self._is_writing = False
+        self._held: list[str] = []
         self._scribe = scribe
         self._unrecorded: Callable[[], None] | None = unrecorded
         self._unanswered = 0
@@ -42,10 +44,21 @@ class Screen:
     def passing(self, text: str) -> None:
         """Shows a line on a terminal that whatever comes next replaces; without text, only takes that line away."""
         assert self.at_line_start, "the line of an answer is not to be replaced"
-        print(f"{self.begin_line()}{text}", end="", flush=True)
+        print(f"{self._begin_line()}{text}", end="", flush=True)
         self._is_passing = bool(text)
 
-    def begin_line(self) -> str:
+    def say(self, text: str) -> None:
+        """Shows lines that are not part of an answer, after what is being written now."""
+        self._held.append(text)
+        if not self._is_writing:
+            self._release()
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for text in held:
+            print(f"{self._begin_line()}{text}", flush=True)
+
+    def _begin_line(self) -> str:
         """What must be printed before a line that is not part of an answer."""
         if self._is_passing:
             self._is_passing = False
@@ -63,9 +76,10 @@ class Screen:
         loop = asyncio.get_running_loop()
         if text:
             at_line_start = text.endswith("\n")
-            text = (self.begin_line() if self._is_passing else "") + text
+            text = (self._begin_line() if self._is_passing else "") + text
             self.at_line_start = at_line_start
         self._unanswered += 1
+        self._is_writing = True
         try:
             await loop.sock_sendall(self._scribe, msgspec.json.encode(Piece(text, record)) + b"\n")
             # More than one only if an earlier wait was cancelled.
@@ -77,6 +91,9 @@ class Screen:
                 self._heed(answers)
         except ConnectionError:
             raise BrokenPipeError("nobody reads the output any more") from None
+        finally:
+            self._is_writing = False
+            self._release()
 
     def _heed(self, answers: bytes) -> None:
         if NOT_RECORDED in answers and self._unrecorded is not None:
