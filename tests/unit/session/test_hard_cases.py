@@ -562,3 +562,33 @@ async def test_05_also_a_paused_generation_ends_when_its_ttl_is_over():
     back, again = await welcomed(stage, session_id=welcome["session_id"])
     assert again["requests"] == []
     assert received(back)[-2]["finish_reason"] == "interrupted"
+
+
+async def test_04_a_session_whose_disk_failed_does_not_expire_before_its_generation_has_ended():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send({**NUMBERS, "request_id": "a"})
+    await finish(stage, 5)
+    stage.disk.failing.add(welcome["session_id"])
+    await stage.step()
+    wait(stage, 2 * DAY_S)
+    await finish(stage, 62)
+    back, again = await welcomed(stage, session_id=welcome["session_id"])
+    assert again["status"] == "resumed"
+    assert received(back)[-2]["finish_reason"] == "length"
+
+
+async def test_a_compaction_keeps_an_unacknowledged_event_that_belongs_to_no_request():
+    stage = HubStage(rules=Rules(compact_bytes=256))
+    user, welcome = await welcomed(stage)
+    noted = compactions(stage)
+    seen = await answers(stage, user, 2)
+    await user.send({"type": "switch_model", "name": "llmws-guide"})
+    await user.send({**NUMBERS, "request_id": "open"})
+    await user.send({"type": "ack", "seq": seqs(seen)[-1]})
+    assert len(noted) == 1
+    wait(stage, EVICT_AFTER_S)
+    await user.cut()
+    await stage.restart()
+    back, _ = await welcomed(stage, session_id=welcome["session_id"])
+    assert received(back)[0]["type"] == "model_switched"
