@@ -1,0 +1,134 @@
+"""How the driver paces the engine, around a hub that does what the test says."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from llmws.engine_api import Chunk, EngineEvent
+from llmws.protocol import messages as m
+from llmws.runtime.backlog import MAX_BYTES
+from llmws.runtime.driver import Driver
+from llmws.session.hub import Hub
+from llmws.store_api import Append, Failed, Flushed, Record, StoreEvent, StoreOp
+
+BIG = Append(
+    session_id="s",
+    log="buffer",
+    records=(Record(n=1, kind="event", value=b"x" * (MAX_BYTES + 1), seq=1),),
+    sync=False,
+)
+CHUNK = Chunk(key="k", index=0)
+
+
+class AppendingHub:
+    """Answers every chunk with an append of more than may be unwritten."""
+
+    loaded = None
+
+    def handle(self, *events: object) -> list[Append]:
+        return [BIG for event in events if isinstance(event, Chunk)]
+
+
+class Parts:
+    """Engine, store, prompts, models and probe in one; what the engine and the store say, the test says."""
+
+    def __init__(self) -> None:
+        self.submitted: list[tuple[StoreOp, ...]] = []
+        self.chunks_taken = 0
+        self.changed = asyncio.Event()
+        self._said: list[EngineEvent | StoreEvent] = []
+        self._notify: list[Callable[[], None]] = []
+
+    def start(self, notify: Callable[..., None]) -> None:
+        self._notify.append(notify)
+
+    def submit(self, *ops: StoreOp) -> None:
+        self.submitted.append(ops)
+        self.changed.set()
+
+    def survey(self) -> None:
+        pass
+
+    def render(self, job: object) -> None:
+        pass
+
+    def summary(self) -> m.DeviceSummary:
+        return m.DeviceSummary(device="cpu", total_gb=1.0, free_gb=1.0)
+
+    def say(self, *events: EngineEvent | StoreEvent) -> None:
+        self._said += events
+        store, _, engine = self._notify
+        for notify in (store, engine):
+            notify()
+
+    def take_of(self, *, of_store: bool) -> list[Any]:
+        taken = [event for event in self._said if isinstance(event, Flushed | Failed) is of_store]
+        self._said = [event for event in self._said if event not in taken]
+        self.chunks_taken += 0 if of_store else len(taken)
+        self.changed.set()
+        return taken
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not is_so():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class Half:
+    """One of the two that have a `take`."""
+
+    def __init__(self, parts: Parts, *, of_store: bool) -> None:
+        self._parts = parts
+        self._of_store = of_store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parts, name)
+
+    def take(self) -> list[Any]:
+        return self._parts.take_of(of_store=self._of_store)
+
+
+def started() -> tuple[Driver, Parts]:
+    parts = Parts()
+    driver = Driver(
+        cast("Hub", AppendingHub()),
+        engine=cast("Any", Half(parts, of_store=False)),
+        store=cast("Any", Half(parts, of_store=True)),
+        prompts=cast("Any", parts),
+        models=cast("Any", parts),
+        probe=parts,  # type: ignore[arg-type]
+        remember_model=lambda _: None,
+        save_uptime=lambda _: None,
+    )
+    driver.start()
+    return driver, parts
+
+
+async def test_appends_of_one_turn_reach_the_store_in_one_call() -> None:
+    driver, parts = started()
+    driver.post(CHUNK)
+    driver.post(CHUNK)
+    await parts.until(lambda: bool(parts.submitted))
+    assert parts.submitted == [(BIG, BIG)]
+
+
+async def test_the_engine_waits_until_what_it_brought_is_written() -> None:
+    _, parts = started()
+    parts.say(CHUNK)
+    await parts.until(lambda: len(parts.submitted) == 1)
+    parts.say(CHUNK)
+    for _ in range(3):  # turns of the loop, in which it would be taken
+        await asyncio.sleep(0)
+    assert parts.chunks_taken == 1
+    parts.say(Flushed(session_id="s", log="buffer", written=1, durable=0))
+    await parts.until(lambda: parts.chunks_taken == 2)
+
+
+async def test_what_is_appended_before_the_hub_hears_of_a_failure_holds_nobody_back() -> None:
+    driver, parts = started()
+    parts.say(Failed(session_id="s", message="disk full"))
+    driver.post(CHUNK)  # ahead of the failure in the queue, for that has yet to be taken
+    await parts.until(lambda: len(parts.submitted) == 1)
+    parts.say(CHUNK)
+    await parts.until(lambda: parts.chunks_taken == 1)
