@@ -232,6 +232,22 @@ class Answer:
         self._put(seq, token)
 
 
+def completion(answer: Answer, done: m.Done, welcome: m.Welcome) -> Completion:
+    """The whole answer as one value, from its end and the server's newest welcome."""
+    return Completion(
+        text=answer.text,
+        node_id=welcome.server.node_id,
+        model=answer.model or welcome.model or "",
+        tokens_generated=done.total_tokens,
+        finish_reason=done.finish_reason,
+        usage=done.usage,
+        timing=done.timing,
+        request_id=done.request_id,
+        session_id=welcome.session_id,
+        is_whole=answer.is_whole,
+    )
+
+
 def _seq(event: m.Event) -> int:
     return 0 if isinstance(event.seq, UnsetType) else event.seq
 

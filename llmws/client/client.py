@@ -1,6 +1,6 @@
 """The public face of the package: a session on a server, its answers and its questions.
 
-Knows neither sockets nor positions. Invariant: every method that waits ends, with a value or with a `ClientError`.
+Knows neither sockets nor positions; long only because everything that a program may do is found here. Invariant: every method that waits ends, with a value or with a `ClientError`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from uuid import uuid4
 import msgspec
 
 from llmws.client import requests
-from llmws.client.answer import Answer, Completion
+from llmws.client.answer import Answer, Completion, completion
 from llmws.client.backoff import Backoff
 from llmws.client.calls import Calls
 from llmws.client.connection import Collectable, Connection, Notice
@@ -372,18 +372,7 @@ class Client:
 
     def _complete(self, answer: Answer, done: m.Done) -> Completion:
         assert self.welcome is not None
-        return Completion(
-            text=answer.text,
-            node_id=self.welcome.server.node_id,
-            model=answer.model or self.welcome.model or "",
-            tokens_generated=done.total_tokens,
-            finish_reason=done.finish_reason,
-            usage=done.usage,
-            timing=done.timing,
-            request_id=done.request_id,
-            session_id=self.welcome.session_id,
-            is_whole=answer.is_whole,
-        )
+        return completion(answer, done, self.welcome)
 
     async def _ask(
         self,
