@@ -1,6 +1,7 @@
 """The public face of the package: a session on a server, its answers and its questions.
 
-Knows neither sockets nor positions; long only because everything that a program may do is found here. Invariant: every method that waits ends, with a value or with a `ClientError`.
+Knows neither sockets nor positions; long only because everything that a program may do is found here. Invariant: every
+method that waits ends, with a value or with a `ClientError`.
 """
 
 from __future__ import annotations
