@@ -222,6 +222,8 @@ class Chat:
         self.view = reduce(self.view, message)
         if isinstance(message, Connected | Disconnected):
             self._was_attempted.set()
+        if isinstance(message, Connected):
+            self.is_admin = message.welcome.role != "user"
         if isinstance(message, Connected) and message.welcome.status == "new":
             self.conversation.restarted()
         if line is not None:

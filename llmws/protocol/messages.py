@@ -693,6 +693,7 @@ class Welcome(Message, frozen=True, kw_only=True):
         heartbeat: how often it pings.
         durability: `os`: events survive a killed server; `disk`: a power cut too.
         server: who answers.
+        role: what the token may do: the admin messages, or not.
     """
 
     protocol: int
@@ -710,6 +711,7 @@ class Welcome(Message, frozen=True, kw_only=True):
     heartbeat: Heartbeat
     durability: Literal["os", "disk"]
     server: ServerInfo
+    role: Literal["user", "admin"] | None = None
 
 
 class Snapshot(Message, frozen=True, kw_only=True):

@@ -221,6 +221,7 @@ class Hub:
             heartbeat=settings.heartbeat,
             durability=settings.rules.durability,
             server=settings.server,
+            role=attachment.role,
         )
         session.send(attachment, [protocol.encode(welcome)])
 
