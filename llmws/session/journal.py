@@ -132,6 +132,8 @@ class EventLog:
 
     def trim(self, *, keep_bytes: int) -> None:
         """Forgets the oldest sendable frames beyond `keep_bytes`; frames not yet sendable always stay."""
+        if self._tail_bytes <= keep_bytes:
+            return
         sendable = len(self._tail) - (self.last_seq - self.sendable)
         drop = 0
         while drop < sendable and self._tail_bytes > keep_bytes:

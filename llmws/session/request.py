@@ -51,7 +51,6 @@ class Request:
         self.first_token_s: float | None = None
         self._index_at_submit = 0
         self._parts: list[str] = []
-        self._hash = hashlib.sha256()
 
     @property
     def is_started(self) -> bool:
@@ -78,7 +77,6 @@ class Request:
         self.ids.extend(ids)
         if text:
             self._parts.append(text)
-            self._hash.update(text.encode())
         if ids and self.first_token_s is None:
             self.first_token_s = now_s
         self.fruitless_resumes = 0
@@ -120,7 +118,7 @@ class Request:
                 cached_tokens=self.cached_tokens,
             ),
             timing=self._timing(now_s),
-            text_sha256=self._hash.hexdigest(),
+            text_sha256=hashlib.sha256(self.text.encode()).hexdigest(),
         )
 
     def _timing(self, now_s: float) -> m.Timing:

@@ -201,8 +201,10 @@ class Session:
 
     def pump_all(self) -> None:
         """Sends everyone what they may have."""
-        for attachment in self.attachments():
-            self.pump(attachment)
+        if self.attachment is not None:
+            self.pump(self.attachment)
+        for observer in self.observers.values():
+            self.pump(observer)
         self.log.trim(keep_bytes=TAIL_BYTES if self.attachment or self.observers else 0)
 
     def pump(self, attachment: Attachment) -> None:
@@ -313,10 +315,11 @@ class Session:
     def is_over_quota(self) -> bool:
         """Whether so much is unacknowledged that nothing more may be generated; once over, until half is free again."""
         share = 2 if self._is_over_quota else 1
-        count, size_bytes = self.log.last_seq - self.floor, self.log.extent.beyond_bytes(self.floor)
-        self._is_over_quota = (
-            count * share > self.rules.max_unacknowledged_events
-            or size_bytes * share > self.rules.max_unacknowledged_bytes
+        max_bytes = self.rules.max_unacknowledged_bytes
+        extent = self.log.extent
+        self._is_over_quota = (self.log.last_seq - self.floor) * share > self.rules.max_unacknowledged_events or (
+            # The whole log is mostly far below it, which is seen at once.
+            extent.size_bytes * share > max_bytes and extent.beyond_bytes(self.floor) * share > max_bytes
         )
         return self._is_over_quota
 
