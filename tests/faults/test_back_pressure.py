@@ -155,7 +155,7 @@ async def test_clients_that_never_read_cost_their_log_files_and_no_memory(
     server: StreamingServer, lines: Lines
 ) -> None:
     """Their generations go on, others stream beside them, and they can still fetch all of it."""
-    size_bytes, count, crowd = 1024, 700, 3
+    size_bytes, count, crowd = 512, 1200, 3
     beside = await lines.attach()
     used_bytes = []
     for number in range(1 + crowd):
