@@ -190,7 +190,7 @@ MUTANTS = [
     Mutant("6: a prompt that cannot be served has no end", SESSION + "turns.py",
            "if active := self._active.get(event.key):", "if active := None:", INVARIANT + "06_every_request_ends_once"),
     Mutant("6: the hash leaves white space out", SESSION + "request.py",
-           "self._hash.update(text.encode())", "self._hash.update(text.strip().encode())", INVARIANT + "06_every_request_ends_once"),
+           "hashlib.sha256(self.text.encode())", "hashlib.sha256(self.text.strip().encode())", INVARIANT + "06_every_request_ends_once"),
     Mutant("7: a newer request overtakes", SESSION + "session.py",
            "self.queue.append(request)", "self.queue.insert(min(1, len(self.queue)), request)", INVARIANT + "07_requests_start_in_order_one_at_a_time"),
     Mutant("8: nobody looks whether an id is known", SESSION + "desk.py",
