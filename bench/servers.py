@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import multiprocessing
 import os
 import time
@@ -97,6 +98,7 @@ def _running(serving: Callable[..., None], folder: Path, *arguments: object) -> 
 
 def _serve_product(questions: Connection, folder: Path, store: StoreName, pace: Pace) -> None:
     os.environ["XDG_STATE_HOME"] = str(folder)
+    logging.disable(logging.WARNING)  # that nobody has to show a token, above all
     # Limits that nobody is to meet here: everyone is one principal, and asks as fast as can be.
     limits = {"max_sessions": 65_536, "requests_per_minute": 1_000_000}
     config = override(

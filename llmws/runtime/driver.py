@@ -281,6 +281,7 @@ class Driver:
     def _take_store(self) -> None:
         for event in self._store.take():
             self.post(event)
+        self._take_engine()  # its call is on its way; what comes together is handled at one go
 
     def _append(self, command: Append) -> None:
         self._backlog.appended(command)
