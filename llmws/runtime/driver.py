@@ -11,6 +11,7 @@ truth, and the next process goes on from there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections import deque
@@ -265,7 +266,8 @@ class Driver:
     # --- threads ---------------------------------------------------------------------------------------------------
 
     def _call_soon(self, function: Callable[..., None], *args: object) -> None:
-        if not self._loop.is_closed():
+        # The loop may be closed by now, and then nobody listens any more.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *args)
 
     def _notifier(self, take: Callable[[], None]) -> Callable[[], None]:

@@ -78,12 +78,15 @@ class Attachment:
         if self._snapshot is not None:
             return self._pump_snapshot(log)
         limit = self._limit(log)
+        size_bytes = 0
         while self.cursor < limit:
             frame = log.frame(self.cursor + 1)
-            if frame is None:
+            # After a stall of the disk megabytes may become sendable at once; how full the socket is shows only later.
+            if frame is None or size_bytes >= READ_BYTES:
                 return self._with_caught_up(frames), self._read()
             self._sent(frame, self.cursor + 1)
             frames.append(frame)
+            size_bytes += len(frame)
         return self._with_caught_up(frames), None
 
     def read_done(self, result: ReadResult, log: EventLog) -> list[bytes] | None:
