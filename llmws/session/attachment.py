@@ -13,9 +13,9 @@ import msgspec
 from llmws.protocol import decode_server, encode
 from llmws.protocol import messages as m
 from llmws.session.journal import EventLog
+from llmws.session.rules import Rules
 from llmws.store_api import Read, ReadResult
 
-READ_BYTES: Final = 64 * 1024
 ACK_INTERVAL_S: Final = 0.25
 
 _TERMINALS: Final = (b'{"type":"done",', b'{"type":"error",')
@@ -40,6 +40,7 @@ class Attachment:
         mode: Literal["takeover", "observe"],
         window: int | None,
         position: int,
+        rules: Rules,
     ) -> None:
         self.connection = connection
         self.role = role
@@ -49,6 +50,7 @@ class Attachment:
         self.last_terminal = 0
         self.is_congested = False
         self._session_id = session_id
+        self._burst_bytes = rules.burst_bytes
         self._caught_up_at: int | None = None
         self._snapshot: SnapshotBuilder | None = None
         self._ticket: int | None = None
@@ -73,7 +75,7 @@ class Attachment:
     def pump(self, log: EventLog) -> tuple[list[bytes], Read | None]:
         """What can be sent now, and what must be read from the file to go on."""
         frames: list[bytes] = []
-        if self.is_congested:
+        if self.is_congested or self._ticket is not None:
             return frames, None
         if self._snapshot is not None:
             return self._pump_snapshot(log)
@@ -82,7 +84,7 @@ class Attachment:
         while self.cursor < limit:
             frame = log.frame(self.cursor + 1)
             # After a stall of the disk megabytes may become sendable at once; how full the socket is shows only later.
-            if frame is None or size_bytes >= READ_BYTES:
+            if frame is None or size_bytes >= self._burst_bytes:
                 return self._with_caught_up(frames), self._read()
             self._sent(frame, self.cursor + 1)
             frames.append(frame)
@@ -135,7 +137,9 @@ class Attachment:
         # A seq is read at most once by a connection, but for a retry after a congested pause: the cursor is ticket
         # enough.
         self._ticket = self.cursor
-        return Read(session_id=self._session_id, ticket=self._ticket, after_seq=self.cursor, limit_bytes=READ_BYTES)
+        return Read(
+            session_id=self._session_id, ticket=self._ticket, after_seq=self.cursor, limit_bytes=self._burst_bytes
+        )
 
     def _pump_snapshot(self, log: EventLog) -> tuple[list[bytes], Read | None]:
         assert self._snapshot is not None

@@ -185,6 +185,7 @@ class Hub:
             mode=mode,
             window=event.hello.window,
             position=position,
+            rules=self._state.settings.rules,
         )
         state = self._state
         if mode == "takeover" and session.attachment is not None:

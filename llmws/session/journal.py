@@ -16,9 +16,6 @@ from llmws.session.extent import Extent
 from llmws.session.rules import Durability, Rules
 from llmws.store_api import Append, LogName, Record, RecordKind
 
-TAIL_BYTES = 64 * 1024
-"""Sendable frames kept in memory for connections that are about level; the others are served from the file."""
-
 
 class Journal:
     """One log's record numbers. Records collect in `add` and leave as one `Append` in `take`.

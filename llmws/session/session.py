@@ -16,7 +16,7 @@ from llmws.session.attachment import ACK_INTERVAL_S, Attachment, SnapshotBuilder
 from llmws.session.conversation import Conversation
 from llmws.session.events import Disconnect, HubCommand, Send
 from llmws.session.finished import FinishedRequests, Unacknowledged
-from llmws.session.journal import TAIL_BYTES, EventLog, Journal
+from llmws.session.journal import EventLog, Journal
 from llmws.session.records import AckBody, RequestBody, encode_body
 from llmws.session.request import Request
 from llmws.session.rules import Rules
@@ -205,7 +205,7 @@ class Session:
             self.pump(self.attachment)
         for observer in self.observers.values():
             self.pump(observer)
-        self.log.trim(keep_bytes=TAIL_BYTES if self.attachment or self.observers else 0)
+        self.log.trim(keep_bytes=self.rules.tail_bytes if self.attachment or self.observers else 0)
 
     def pump(self, attachment: Attachment) -> None:
         """Sends one connection what it may have."""

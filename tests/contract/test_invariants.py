@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pytest
 
 from llmws.session import events as e
-from llmws.session.journal import TAIL_BYTES
+from llmws.session.rules import Rules
 from tests.support.model_client import ModelClient, Story
 from tests.support.stages import Client, HubStage, SocketStage, Stage
 
@@ -384,7 +384,7 @@ async def test_invariant_10_a_client_that_takes_nothing_costs_no_memory(hub):
     written_bytes = sum(
         len(record.value) for record in hub.disk.sessions[user.model.story.session_id].records["buffer"]
     )
-    assert written_bytes > TAIL_BYTES >= held_bytes() > 0
+    assert written_bytes > Rules().tail_bytes >= held_bytes() > 0
     await user.line.cut()
     assert held_bytes() == 0
 

@@ -35,7 +35,7 @@ STEP_S = 0.001
 
 
 class StuckDisk(OsDisk):
-    """The operating system's files; while it is stuck, writing and syncing wait. Else syncing takes no time."""
+    """The operating system's files; while it is stuck, writing and syncing wait."""
 
     def __init__(self) -> None:
         self.moves = threading.Event()
@@ -47,9 +47,11 @@ class StuckDisk(OsDisk):
 
     def sync(self, handle):
         self.moves.wait()
+        super().sync(handle)
 
     def sync_folder(self, path):
         self.moves.wait()
+        super().sync_folder(path)
 
 
 class CountingEngine(ScriptedEngine):

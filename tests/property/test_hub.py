@@ -15,7 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llmws.protocol import messages as m
 from llmws.session import events as e
-from llmws.session.journal import TAIL_BYTES
 from llmws.session.request import MAX_RESUMES
 from llmws.session.rules import Rules
 from tests.support.model_client import ModelClient, Story
@@ -34,7 +33,7 @@ class HubMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        rules = Rules(max_unacknowledged_events=60, compact_bytes=1024)
+        rules = Rules(max_unacknowledged_events=60, compact_bytes=1024, tail_bytes=1500, burst_bytes=1000)
         self.stage = HubStage(token=None, rules=rules, max_pause_s=3600.0)
         self.story = Story()
         self.devices = {
@@ -285,7 +284,7 @@ class HubMachine(RuleBasedStateMachine):
     def memory_is_bounded(self) -> None:
         session = self.stage.hub._state.sessions.get(self.story.session_id or "")
         if session is not None and not self.stage.is_store_stuck:
-            assert session.log._tail_bytes <= TAIL_BYTES
+            assert session.log._tail_bytes <= session.rules.tail_bytes
             assert len(self.stage.hub._state.connections) <= len(self.lines) + len(self.dead_lines)
 
     def teardown(self) -> None:
