@@ -36,7 +36,7 @@ faults-store: $(VENV)/dev.stamp ## inject 50,000 faults of a simulated disk into
 	@$(BIN)/python -m pytest tests/unit/store/test_crash_simulation.py --store-faults 50000 --show-capture=no -s
 
 mutants: $(VENV)/dev.stamp ## plant faults in a copy of the product and see that the property tests notice
-	@$(BIN)/python tools/mutants.py --write
+	@cd tools && ../$(BIN)/python -m mutants --write
 
 check: $(VENV)/dev.stamp ## lint, types, import contracts, generated documents
 	@$(BIN)/ruff check

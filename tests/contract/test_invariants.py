@@ -1,7 +1,7 @@
 """The fifteen invariants of the protocol, a test each, as a client sees them. Source: PROTOCOL.md, "Invariants".
 
 Small on purpose: one scene that breaks when the invariant does. The property tests look for scenes nobody thought of,
-and `tools/mutants.py` plants a fault for each invariant that its test must notice. "hub" is the pure hub, "socket" a
+and `tools/mutants` plants a fault for each invariant that its test must notice. "hub" is the pure hub, "socket" a
 real server process; where a scene needs to hold the disk or look beside the protocol, only one of them can play it.
 """
 

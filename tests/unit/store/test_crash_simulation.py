@@ -2,7 +2,7 @@
 
 A kill loses nothing that was written, a power loss everything that was not synced, or a part of it; either comes
 between any two system calls, also while what it left is mended. `--store-faults N` goes on until N faults were
-injected, and prints what they did. The planted mutants that this must kill are listed in tools/mutants.py.
+injected, and prints what they did. The planted mutants that this must kill are listed in tools/mutants.
 """
 
 import itertools

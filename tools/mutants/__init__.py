@@ -1,0 +1,1 @@
+"""Faults to be planted, and the program that plants them."""
