@@ -10,6 +10,7 @@ from typing import Final
 from bench.client import LET_IN, answered, users
 from bench.figures import Figure, figure
 from bench.servers import TIMEOUT_S, Running, product
+from llmws.session.shelf import EVICT_AFTER_S
 
 ROUNDS: Final = 2
 CROWD: Final = 500
@@ -22,17 +23,17 @@ _QUIET_S: Final = 0.3
 
 def measure(folder: Path) -> list[Figure]:
     """Growth of a warm server's resident memory, each time in a new process."""
-    idle_kib, used_kib, gone_kib, deaf_kib = [], [], [], []
+    idle_kib, used_kib, deaf_kib = [], [], []
     for number in range(ROUNDS):
         idle, used = asyncio.run(_idle(folder / f"idle-{number}"))
         idle_kib.append(idle)
         used_kib.append(used)
-        gone_kib.append(asyncio.run(_gone(folder / f"gone-{number}")))
         deaf_kib.append(asyncio.run(_deaf(folder / f"deaf-{number}")))
+    gone_kib = asyncio.run(_gone(folder / "gone"))
     return [
         figure("memory of an idle connection and its session", "KiB", idle_kib, at_most=32.0),
         figure("  after one short answer", "KiB", used_kib),
-        figure("memory of a detached session", "KiB", gone_kib, at_most=2.0),
+        figure("memory of a detached session", "KiB", [gone_kib], at_most=2.0),
         figure("memory for a client that never reads", "KiB", deaf_kib, at_most=256.0),
     ]
 
@@ -49,11 +50,13 @@ async def _idle(folder: Path) -> tuple[float, float]:
 
 
 async def _gone(folder: Path) -> float:
-    """Sessions that had an answer, acknowledged it and left, a few at a time."""
+    """Sessions that had an answer, acknowledged it and left, once they have left memory too."""
     with product(folder) as server:
-        await _come_and_go(server, 2 * LET_IN)
+        await _come_and_go(server, GONE)
+        await asyncio.sleep(EVICT_AFTER_S + 2)
         before_kib = server.rss_kib()
         await _come_and_go(server, GONE)
+        await asyncio.sleep(EVICT_AFTER_S + 2)
         return (server.rss_kib() - before_kib) / GONE
 
 

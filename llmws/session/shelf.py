@@ -22,7 +22,7 @@ from llmws.session.state import HubState
 from llmws.session.turns import Turns
 from llmws.store_api import Close, Delete, Failed, Open, Opened, SessionMeta, Surveyed
 
-EVICT_AFTER_S: Final = 300.0
+EVICT_AFTER_S: Final = 30.0
 """A detached session with nothing to do leaves memory after this long; its files stay."""
 
 MAX_OPENING: Final = 4
