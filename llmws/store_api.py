@@ -246,10 +246,14 @@ class Deleted(Value, frozen=True, kw_only=True):
 
 
 class Failed(Value, frozen=True, kw_only=True):
-    """The log can no longer be written or read. Nothing after the last `Flushed` counts; the files are closed."""
+    """The log can no longer be written or read. Nothing after the last `Flushed` counts; the files are closed.
+
+    `is_opening`: this answers an `Open`; otherwise one that was submitted since is still to be answered.
+    """
 
     session_id: str
     message: str
+    is_opening: bool = False
 
 
 StoreEvent = Created | Opened | Unknown | Flushed | ReadResult | Dropped | Compacted | Surveyed | Deleted | Failed

@@ -6,11 +6,13 @@ event of its request.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
+from msgspec import UnsetType
 
 from llmws.engine_api import Turn
 from llmws.protocol import messages as m
@@ -43,7 +45,7 @@ class Conversation:
         self.journal = Journal(session_id, "conversation", durability=durability, next_n=next_n)
         self.settings = SettingsBody()
         self.messages: dict[str, MessageBody] = {}
-        self._requests: set[str] = set()
+        self._session_id = uuid.UUID(session_id)
         self._leaf_id: str | None = None
         for record in records:
             if record.kind == "message":
@@ -57,7 +59,7 @@ class Conversation:
         """Replaces the session's sampling defaults."""
         self._set(msgspec.structs.replace(self.settings, sampling=sampling))
 
-    def call(self, title: str | None) -> None:
+    def rename(self, title: str | None) -> None:
         """Gives the session a title, or takes it away."""
         self._set(msgspec.structs.replace(self.settings, title=title))
 
@@ -90,22 +92,22 @@ class Conversation:
         system, user = _prompt_parts(message, self.settings.system)
         turns = [Turn(role="system", content=system)] if system else []
         if message.prompt is None:
-            question = self.messages[message.parent_id or ""]
-            user, parent_id = question.content, question.parent_id
-        else:
-            parent_id = self._parent_id(message)
-        turns += [Turn(role=each.role, content=each.content) for each in self._branch(parent_id)]
+            user = self.messages[message.parent_id or ""].content
+        turns += [Turn(role=each.role, content=each.content) for each in self._branch(self.place(message))]
         return (*turns, Turn(role="user", content=user))
 
-    def _parent_id(self, message: m.Inference) -> str | None:
-        """What a prompt's question follows: what it names, or the newest message."""
+    def place(self, message: m.Inference) -> str | None:
+        """The message that the question follows: the one it names, or the newest; None: it begins a conversation."""
+        if message.prompt is None:
+            question = self.messages.get(message.parent_id or "")
+            return question.parent_id if question else None
         return self._leaf_id if message.parent_id is None else message.parent_id or None
 
     def _branch(self, leaf_id: str | None) -> list[MessageBody]:
         """The messages from the root down to one, without questions that were never answered."""
         branch: list[MessageBody] = []
-        while leaf_id is not None:
-            message = self.messages[leaf_id]
+        # A damaged log may have lost what is above.
+        while leaf_id is not None and (message := self.messages.get(leaf_id)) is not None:
             leaf_id = message.parent_id
             # A question that ended in an error stays in the history only: templates want turns to alternate, and what
             # was too long once would be too long in every later prompt.
@@ -116,27 +118,26 @@ class Conversation:
 
     # --- recording -------------------------------------------------------------------------------------------------
 
-    def finish(
-        self, request: Request, *, finish_reason: str | None, model: str | None, now_s: float, new_id: Callable[[], str]
-    ) -> None:
+    def finish(self, request: Request, *, finish_reason: str | None, model: str | None, now_s: float) -> None:
         """Records a finished request's turn: the question always, the answer unless it ended in an error.
 
-        Does nothing for a request that brought its own context, or whose turn is recorded already.
+        What is recorded already is not recorded again. Does nothing for a request that brought its own context.
         """
-        if not request.uses_conversation or request.id in self._requests:
+        if not request.uses_conversation:
             return
         message = request.message
         if message.prompt is None:
             question_id = message.parent_id
         else:
             system, content = _prompt_parts(message, self.settings.system)
-            if finish_reason is not None:
+            question_id = self._id_of("user", request.id)
+            if question_id not in self.messages and finish_reason is not None and request.is_started:
                 self._set(msgspec.structs.replace(self.settings, system=system))
-            question_id = new_id()
+            follows = self.place(message) if isinstance(request.follows, UnsetType) else request.follows
             self._record(
                 MessageBody(
                     id=question_id,
-                    parent_id=self._parent_id(message),
+                    parent_id=follows if follows in self.messages else None,
                     role="user",
                     content=content,
                     request_id=request.id,
@@ -146,8 +147,8 @@ class Conversation:
         if finish_reason is not None and request.is_started:
             self._record(
                 MessageBody(
-                    id=new_id(),
-                    parent_id=question_id,
+                    id=self._id_of("assistant", request.id),
+                    parent_id=question_id if question_id in self.messages else None,
                     role="assistant",
                     content=request.text,
                     request_id=request.id,
@@ -191,13 +192,24 @@ class Conversation:
             room -= len(each.content)
         return m.HistoryReply(messages=_entries(page), more=False)
 
+    def how_ended(self, request_id: str) -> Literal["done", "error"] | None:
+        """How a request ended whose turn is recorded, None if there is none of this id."""
+        if self._id_of("assistant", request_id) in self.messages:
+            return "done"
+        return "error" if self._id_of("user", request_id) in self.messages else None
+
+    def _id_of(self, role: m.Role, request_id: str) -> str:
+        """The id of a request's message: the same in every process, so that a turn is recorded once."""
+        return str(uuid.uuid5(self._session_id, f"{role} {request_id}"))
+
     def _record(self, message: MessageBody) -> None:
+        if message.id in self.messages:
+            return
         self._keep(message)
         self.journal.add("message", encode_body(message), sync=True)
 
     def _keep(self, message: MessageBody) -> None:
         self.messages[message.id] = message
-        self._requests.add(message.request_id)
         self._leaf_id = message.id
 
     def _set(self, settings: SettingsBody) -> None:

@@ -17,22 +17,24 @@ from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.allowance import Allowance
 from llmws.session.attachment import Attachment
+from llmws.session.finished import Past
 from llmws.session.models import Models
 from llmws.session.notices import Notices
 from llmws.session.records import request_digest
 from llmws.session.request import Request, merge, resolve
-from llmws.session.session import Session, rejection
+from llmws.session.session import Session
 from llmws.session.shelf import Shelf
-from llmws.session.state import HubState
+from llmws.session.state import HubState, rejection
 from llmws.session.turns import Turns
 
 _ADMIN_ONLY: Final = (m.SwitchModel, m.DeleteModel, m.DownloadModel, m.CancelDownload)
 _OBSERVER_MAY: Final = (m.Ack, m.GetResources, m.GetStatus, m.ListModels, m.ListSessions, m.History, m.Cancel)
 
+_KEPT: Final = (m.Config, m.UpdateSession, m.Import, m.SwitchModel)
+"""What makes the session take disk, beside requests."""
+
 _LATER: Final = (m.DownloadModel, m.CancelDownload, m.ListPeers)
 """Part of the protocol, but not of this version."""
-
-_NO_ROOM: Final = "as many sessions as allowed are in use; acknowledge what they hold, or end one"
 
 
 class Desk:
@@ -72,9 +74,22 @@ class Desk:
             refuse(attachment.connection, ErrorCode.FORBIDDEN, text, message)
         elif attachment.role != "admin" and isinstance(message, _ADMIN_ONLY):
             refuse(attachment.connection, ErrorCode.FORBIDDEN, f"{kind} needs an admin token", message)
+        elif isinstance(message, _KEPT) and (refusal := self._no_room(session, None)) is not None:
+            session.send(attachment, [encode(refusal)])
         else:
             self._state.dirty[session.id] = session
             self._takers[type(message)](session, attachment, message)
+
+    def _no_room(self, session: Session, request_id: str | None) -> m.Error | None:
+        """Why nothing more is kept for this owner just now, or None."""
+        if not self._shelf.make_room(session):
+            text = "as many sessions as allowed are in use; acknowledge what they hold, or end one"
+            return rejection(request_id, ErrorCode.RATE_LIMITED, text)
+        wait_s = self._allowance.take(session.owner, now_s=self._state.clock.monotonic())
+        if wait_s > 0:
+            error = rejection(request_id, ErrorCode.RATE_LIMITED, "too many requests; send it again a little later")
+            return msgspec.structs.replace(error, retry_after_ms=math.ceil(wait_s * 1e3))
+        return None
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -117,18 +132,20 @@ class Desk:
                 return True
             past = None
         elif (past := session.finished.find(request_id, digest, floor=session.floor)) is None:
-            return False
-        answer: m.Message
+            ended = session.conversation.how_ended(request_id)
+            if ended is None:
+                return False
+            past = Past(is_same=True, terminal=ended)  # so long ago that its body is not remembered
         if past is None or not past.is_same:
             text = "this request_id was used for another request in this session"
-            answer = rejection(request_id, ErrorCode.CONFLICT, text)
-        elif past.is_in_log:
+            session.send(attachment, [encode(rejection(request_id, ErrorCode.CONFLICT, text))])
+        elif past.record_n is not None:
             answer = m.Queue(request_id=request_id, position=0)
+            session.reply_when_settled(attachment, session.log.journal, past.record_n, answer)
         else:
             text = "this request ran already; its events were acknowledged and dropped"
             error = rejection(request_id, ErrorCode.DUPLICATE, text)
-            answer = msgspec.structs.replace(error, terminal=past.terminal)
-        session.send(attachment, [encode(answer)])
+            session.send(attachment, [encode(msgspec.structs.replace(error, terminal=past.terminal))])
         return True
 
     def _refusal(self, session: Session, message: m.Inference) -> m.Error | None:
@@ -152,13 +169,10 @@ class Desk:
             return rejection(request_id, ErrorCode.BAD_REQUEST, text, field=field)
         if len(session.queue) >= self._state.settings.limits.max_queue:
             return rejection(request_id, ErrorCode.QUEUE_FULL, "this session's queue is full")
-        wait_s = self._allowance.take(session.owner, now_s=self._state.clock.monotonic())
-        if wait_s > 0:
-            error = rejection(request_id, ErrorCode.RATE_LIMITED, "too many requests; send it again a little later")
-            return msgspec.structs.replace(error, retry_after_ms=math.ceil(wait_s * 1e3))
-        if not self._shelf.make_room(session):
-            return rejection(request_id, ErrorCode.RATE_LIMITED, _NO_ROOM)
-        return None
+        if session.is_log_full:
+            text = "too much of this session is not acknowledged"
+            return rejection(request_id, ErrorCode.RATE_LIMITED, text)
+        return self._no_room(session, request_id)
 
     def _wrong_ids(self, message: m.Inference) -> tuple[str, str] | None:
         vocab_size = self._models.current.vocab_size if self._models.current else 0
@@ -188,10 +202,7 @@ class Desk:
     # --- the session -----------------------------------------------------------------------------------------------
 
     def _config(self, session: Session, attachment: Attachment, message: m.Config) -> None:
-        if not self._shelf.make_room(session):
-            self._state.reject(attachment.connection, ErrorCode.RATE_LIMITED, _NO_ROOM)
-            return
-        session.store()
+        session.ensure_stored()
         conversation = session.conversation
         conversation.configure(merge(message.data, conversation.settings.sampling))
         merged = merge(conversation.settings.sampling, self._state.settings.generation_defaults)
@@ -203,11 +214,8 @@ class Desk:
         session.reply_when_settled(attachment, journal, journal.last_n, reply)
 
     def _update_session(self, session: Session, attachment: Attachment, message: m.UpdateSession) -> None:
-        if not self._shelf.make_room(session):
-            self._state.reject(attachment.connection, ErrorCode.RATE_LIMITED, _NO_ROOM)
-            return
-        session.store()
-        session.conversation.call(message.title or None)
+        session.ensure_stored()
+        session.conversation.rename(message.title or None)
         session.keep()
         self._confirm_update(session, attachment)
 
@@ -219,10 +227,8 @@ class Desk:
         elif session.queue:
             text = "an answer is on its way; import when it has ended"
             self._state.reject(attachment.connection, ErrorCode.CONFLICT, text)
-        elif not self._shelf.make_room(session):
-            self._state.reject(attachment.connection, ErrorCode.RATE_LIMITED, _NO_ROOM)
         else:
-            session.store()
+            session.ensure_stored()
             state = self._state
             session.conversation.add(message.messages, now_s=state.clock.time(), new_id=state.entropy.new_id)
             session.keep()
@@ -250,8 +256,7 @@ class Desk:
         elif ended.owner != session.owner:
             self.no_such_session(attachment.connection)
         else:
-            self._state.delete(ended, asker=attachment.connection)
-            self._turns.forget(ended)
+            self._shelf.end(ended, asker=attachment.connection)
 
     def no_such_session(self, connection: int) -> None:
         """Answers whoever wants to end a session that is not there, or not theirs."""

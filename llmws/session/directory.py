@@ -1,7 +1,7 @@
 """The sessions that are kept but not in memory: whose they are, what lists show of them, when they expire.
 
-Knows them by their meta only and opens none itself. Invariant: a session is in the directory, or in memory, or being
-opened, or gone; never two of these.
+Knows them by their meta only and opens none itself. Invariant: a session that is kept is in memory or in the directory,
+where it stays while it is opened or deleted; never in both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmws.session.state import HubState
 from llmws.store_api import SessionMeta, Surveyed
 
 GRACE_S: Final = 3600.0
-"""Nothing expires so soon after a start: where a kill found a session attached, meta may be as old."""
+"""Sessions of an earlier process live as much longer: where a kill found one attached, its meta may be as old."""
 
 DAY_S: Final = 86_400.0
 
@@ -43,11 +43,16 @@ class Directory:
         """The session has left memory."""
         self._entries[session_id] = msgspec.structs.replace(meta, finished=())
 
-    def take(self, session_id: str) -> None:
+    def remove(self, session_id: str) -> None:
         """The session is in memory, or gone."""
         self._entries.pop(session_id, None)
         if not self.is_complete:
             self._touched.add(session_id)
+
+    def owner(self, session_id: str) -> str | None:
+        """Whose a session is, if it is here."""
+        meta = self._entries.get(session_id)
+        return meta.owner if meta else None
 
     def of(self, owner: str) -> Iterator[tuple[str, SessionMeta]]:
         """An owner's sessions."""
@@ -59,14 +64,14 @@ class Directory:
 
     def expired(self) -> list[str]:
         """The sessions of which something is to be dropped, since nobody came back for it."""
-        now_s, settings = self._state.uptime_s(), self._state.settings
-        if now_s - settings.uptime_s < min(settings.session_ttl_s, GRACE_S):
-            return []
+        now_s = self._state.uptime_s()
         return [each for each, meta in self._entries.items() if now_s >= self._expires_s(meta)]
 
     def is_live(self, meta: SessionMeta) -> bool:
         """Whether more than its conversation is kept of a session."""
-        return not meta.archived and self._state.uptime_s() < meta.idle_since_s + self._state.settings.session_ttl_s
+        return (
+            not meta.archived and self._state.uptime_s() < self._idle_since_s(meta) + self._state.settings.session_ttl_s
+        )
 
     def has_outlived(self, meta: SessionMeta) -> bool:
         """Whether nothing of an expired session is to be kept."""
@@ -75,8 +80,13 @@ class Directory:
     def _expires_s(self, meta: SessionMeta) -> float:
         if meta.messages > 0 and meta.floor == meta.last_seq:
             return self._conversation_expires_s(meta)
-        return meta.idle_since_s + self._state.settings.session_ttl_s
+        return self._idle_since_s(meta) + self._state.settings.session_ttl_s
 
     def _conversation_expires_s(self, meta: SessionMeta) -> float:
         ttl_s = self._state.settings.conversation_ttl_d * DAY_S
-        return meta.idle_since_s + max(ttl_s, self._state.settings.session_ttl_s) if ttl_s else math.inf
+        return self._idle_since_s(meta) + max(ttl_s, self._state.settings.session_ttl_s) if ttl_s else math.inf
+
+    def _idle_since_s(self, meta: SessionMeta) -> float:
+        """Since when a session is surely without a client."""
+        is_of_this_process = meta.idle_since_s >= self._state.settings.uptime_s
+        return meta.idle_since_s if is_of_this_process else meta.idle_since_s + GRACE_S

@@ -1,4 +1,4 @@
-"""How much of a session's events lies where in its buffer log, in strides.
+"""How much of a session's buffer log lies where, in strides.
 
 Pure numbers; knows neither frames nor files. Invariant: what is said to lie beyond an event is never less than what
 does, and more by at most a stride, or a 256th of the log.
@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 
 class Mark(NamedTuple):
-    """A place between records: event `seq` is record `n`, and `before_bytes` of events were before it."""
+    """A place between records: event `seq` is record `n`; so many bytes of events, and of all records, are before."""
 
     seq: int
     n: int
-    before_bytes: int
+    event_bytes: int
+    all_bytes: int
 
 
 _seq = attrgetter("seq")
@@ -24,37 +25,38 @@ _n = attrgetter("n")
 
 
 class Extent:
-    """The sizes of the events in a buffer log.
+    """The sizes of the records in a buffer log.
 
     Args:
         stride_bytes: how exactly they are known.
+
+    Attributes:
+        all_bytes: the size of all records.
+        event_bytes: the size of the events.
     """
 
     def __init__(self, *, stride_bytes: int) -> None:
         self._stride_bytes = stride_bytes
         self._marks: list[Mark] = []
-        self._end_bytes = 0
+        self.all_bytes = 0
+        self.event_bytes = 0
 
-    def add(self, *, seq: int, n: int, size_bytes: int) -> None:
-        """Notes the newest event."""
-        stride_bytes = max(self._stride_bytes, self._end_bytes >> 8)
-        if not self._marks or self._end_bytes - self._marks[-1].before_bytes >= stride_bytes:
-            self._marks.append(Mark(seq, n, self._end_bytes))
-        self._end_bytes += size_bytes
+    def add(self, size_bytes: int) -> None:
+        """Notes the newest record, which is no event."""
+        self.all_bytes += size_bytes
 
-    @property
-    def size_bytes(self) -> int:
-        """The size of all events."""
-        return self._end_bytes - self._marks[0].before_bytes if self._marks else 0
+    def add_event(self, *, seq: int, n: int, size_bytes: int) -> None:
+        """Notes the newest record, an event."""
+        stride_bytes = max(self._stride_bytes, self.all_bytes >> 8)
+        if not self._marks or self.all_bytes - self._marks[-1].all_bytes >= stride_bytes:
+            self._marks.append(Mark(seq, n, self.event_bytes, self.all_bytes))
+        self.event_bytes += size_bytes
+        self.all_bytes += size_bytes
 
     def beyond_bytes(self, seq: int) -> int:
         """The size of the events after `seq`, rounded up."""
         index = bisect_right(self._marks, seq + 1, key=_seq)
-        return self._end_bytes - self._marks[index - 1].before_bytes if index else self.size_bytes
-
-    def before_bytes(self, mark: Mark) -> int:
-        """The size of the events before a mark."""
-        return mark.before_bytes - self._marks[0].before_bytes
+        return self.event_bytes - self._marks[index - 1].event_bytes if index else self.event_bytes
 
     def cut(self, *, seq: int, n: int) -> Mark | None:
         """The last mark that is neither beyond event `seq` nor beyond record `n`; None if there is none."""
@@ -63,8 +65,18 @@ class Extent:
 
     def begin_at(self, n: int) -> None:
         """The records below `n`, which is a mark's, are gone."""
-        del self._marks[: bisect_left(self._marks, n, key=_n)]
+        first = bisect_left(self._marks, n, key=_n)
+        if first == len(self._marks):
+            return
+        _, _, event_bytes, all_bytes = self._marks[first]
+        self.event_bytes -= event_bytes
+        self.all_bytes -= all_bytes
+        self._marks = [
+            Mark(each.seq, each.n, each.event_bytes - event_bytes, each.all_bytes - all_bytes)
+            for each in self._marks[first:]
+        ]
 
     def clear(self) -> None:
         """All records are gone."""
         self._marks.clear()
+        self.all_bytes = self.event_bytes = 0

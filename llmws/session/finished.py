@@ -31,11 +31,14 @@ class Unacknowledged(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What is known of a finished request of some id: whether its body was the same, and how it ended."""
+    """What is known of a finished request of some id: whether its body was the same, and how it ended.
+
+    `record_n`: of its `request` record, while its events are still in the log.
+    """
 
     is_same: bool
     terminal: Terminal
-    is_in_log: bool
+    record_n: int | None = None
 
 
 class FinishedRequests:
@@ -61,9 +64,9 @@ class FinishedRequests:
     def find(self, request_id: str, digest: bytes, *, floor: int) -> Past | None:
         """What became of the request of this id, None if there was none as far as the ledger reaches."""
         if (kept := self.unacknowledged.get(request_id)) is not None:
-            return Past(kept.digest == digest, kept.terminal, kept.seq > floor)
+            return Past(kept.digest == digest, kept.terminal, kept.record_n if kept.seq > floor else None)
         if (listed := self._listed(request_id)) is not None:
-            return Past(listed.body_mac == ledger_mac(self.key, digest), listed.terminal, is_in_log=False)
+            return Past(listed.body_mac == ledger_mac(self.key, digest), listed.terminal)
         return None
 
     def __contains__(self, request_id: str) -> bool:

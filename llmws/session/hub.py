@@ -89,7 +89,7 @@ class Hub:
             Dropped: self._dropped,
             Compacted: self._compacted,
             Surveyed: self._shelf.surveyed,
-            Deleted: self._deleted,
+            Deleted: lambda event: self._shelf.deleted(event.session_id),
             Failed: self._shelf.failed,
         }
 
@@ -307,10 +307,6 @@ class Hub:
         if session := self._state.sessions.get(event.session_id):
             session.compacted(event.first_n)
 
-    def _deleted(self, event: Deleted) -> None:
-        self._shelf.gone(event.session_id)
-        self._state.deleted(event.session_id)
-
     # --- the server ------------------------------------------------------------------------------------------------
 
     def _select_model(self, event: e.SelectModel) -> None:
@@ -327,7 +323,7 @@ class Hub:
     def _tick(self, _event: e.Tick) -> None:
         state = self._state
         now_s = state.clock.monotonic()
-        for session in {each.id: each for each in state.connections.values()}.values():
+        for session in state.attached():
             session.send_due(now_s=now_s)
             state.dirty[session.id] = session
         self._turns.expire(now_s)

@@ -104,12 +104,17 @@ class EventLog:
         self._tail: list[bytes] = []
         self._tail_bytes = 0
 
+    def record(self, kind: RecordKind, value: bytes, *, sync: bool) -> int:
+        """Appends a record that is no event, and returns its number."""
+        self.extent.add(len(value))
+        return self.journal.add(kind, value, sync=sync)
+
     def emit(self, message: m.Event, *, sync: bool = False) -> int:
         """Makes the message the session's next event and returns its seq."""
         self.last_seq += 1
         frame = encode(msgspec.structs.replace(message, seq=self.last_seq, epoch=self.epoch))
         n = self.journal.add("event", frame, sync=sync, seq=self.last_seq)
-        self.extent.add(seq=self.last_seq, n=n, size_bytes=len(frame))
+        self.extent.add_event(seq=self.last_seq, n=n, size_bytes=len(frame))
         self._unsettled.append((n, self.last_seq))
         self._tail.append(frame)
         self._tail_bytes += len(frame)

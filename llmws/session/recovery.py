@@ -62,14 +62,18 @@ def restore(
     session.log = EventLog(opened.session_id, epoch=opened.epoch, rules=rules, next_n=opened.next_n, last_seq=last_seq)
     for record in opened.records:
         if record.kind == "event":
-            session.log.extent.add(seq=record.seq, n=record.n, size_bytes=len(record.value))
+            session.log.extent.add_event(seq=record.seq, n=record.n, size_bytes=len(record.value))
+        else:
+            session.log.extent.add(len(record.value))
     for request in fold.open.values():
         if not request.is_started:
-            request.prompt = None  # nobody saw a start: its turn comes as if for the first time
+            # Nobody saw a start: its turn comes as if for the first time.
+            request.prompt, request.follows = None, msgspec.UNSET
         session.queue.append(request)
     for turn in fold.ended:
         assert isinstance(turn.terminal.seq, int)
         session.finished.add(turn.request, turn.terminal, turn.terminal.seq)
+    session.finished.age(session.floor)
     session.restored(has_buffer=bool(opened.records))
     return session, fold.ended
 
@@ -91,8 +95,8 @@ class _Fold:
                 self._request(_REQUEST.decode(record.value), record.n)
             case "prompt":
                 prompt = _PROMPT.decode(record.value)
-                if prompt.request_id in self.open:
-                    self.open[prompt.request_id].prompt = prompt
+                if (request := self.open.get(prompt.request_id)) is not None:
+                    request.prompt, request.follows = prompt, prompt.follows
             case "event":
                 if record.seq > max(self.last_seq, self.floor) + 1:
                     self.hole_seq = record.seq - 1

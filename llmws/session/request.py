@@ -42,14 +42,17 @@ class Request:
         self.key = ""
         self.prompt: PromptBody | None = None
         self.start_seq = 0
+        self.follows: str | msgspec.UnsetType | None = msgspec.UNSET
         self.ids: list[int] = []
         self.cached_tokens = 0
         self.fruitless_resumes = 0
         self.told_position = 0
         self.told_s = accepted_s
-        self.submitted_s: float | None = None
+        self.first_submit_s: float | None = None
         self.first_token_s: float | None = None
-        self._index_at_submit = 0
+        self._first_index = 0
+        self._run_since_s: float | None = None
+        self._ran_s = 0.0
         self._parts: list[str] = []
 
     @property
@@ -82,11 +85,23 @@ class Request:
         self.fruitless_resumes = 0
 
     def submitted(self, *, now_s: float) -> None:
-        """Goes to the engine; its times are counted from here."""
+        """Goes to the engine."""
         self.state = "running"
-        self.submitted_s = now_s
-        self.first_token_s = None
-        self._index_at_submit = len(self.ids)
+        self._run_since_s = now_s
+        if self.first_submit_s is None:
+            self.first_submit_s = now_s
+            self.first_token_s = None
+            self._first_index = len(self.ids)
+
+    def paused(self, *, now_s: float) -> None:
+        """Has left the engine for a while."""
+        self._ran_s = self.ran_s(now_s)
+        self._run_since_s = None
+        self.state = "paused"
+
+    def ran_s(self, now_s: float) -> float:
+        """How long the engine has worked on it in this process."""
+        return self._ran_s + (now_s - self._run_since_s if self._run_since_s is not None else 0.0)
 
     def generation(self) -> GenerationRequest:
         """What the engine needs to produce the rest. The prompt must be known."""
@@ -123,11 +138,11 @@ class Request:
 
     def _timing(self, now_s: float) -> m.Timing:
         ttft_ms = tokens_per_s = None
-        until_s = self.submitted_s if self.submitted_s is not None else now_s
-        if self.first_token_s is not None and self.submitted_s is not None:
+        until_s = self.first_submit_s if self.first_submit_s is not None else now_s
+        if self.first_token_s is not None and self.first_submit_s is not None:
             ttft_ms = round((self.first_token_s - self.accepted_s) * 1e3, 1)
-            seconds = now_s - self.submitted_s
-            tokens_per_s = round((len(self.ids) - self._index_at_submit) / seconds, 1) if seconds > 0 else None
+            seconds = self.ran_s(now_s)
+            tokens_per_s = round((len(self.ids) - self._first_index) / seconds, 1) if seconds > 0 else None
         return m.Timing(
             queued_ms=round((until_s - self.accepted_s) * 1e3, 1), ttft_ms=ttft_ms, tokens_per_s=tokens_per_s
         )

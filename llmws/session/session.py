@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from llmws.protocol import CloseCode, ErrorCode, encode
+from llmws.protocol import CloseCode, encode
 from llmws.protocol import messages as m
-from llmws.session.attachment import ACK_INTERVAL_S, Attachment, SnapshotBuilder
+from llmws.session.attachment import ACK_INTERVAL_S, Attachment
 from llmws.session.conversation import Conversation
 from llmws.session.events import Disconnect, HubCommand, Send
 from llmws.session.finished import FinishedRequests, Unacknowledged
@@ -20,6 +20,7 @@ from llmws.session.journal import EventLog, Journal
 from llmws.session.records import AckBody, RequestBody, encode_body
 from llmws.session.request import Request
 from llmws.session.rules import Rules
+from llmws.session.snapshot import SnapshotBuilder
 from llmws.store_api import Close, Compact, Create, DropBuffer, Keep, ReadResult, SessionMeta
 
 
@@ -125,23 +126,28 @@ class Session:
             as_of=as_of,
             floor=self.floor,
             hole_seq=self.hole_seq,
-            queued=[each.id for each in self.queue],
+            queued=[each.id for each in self._safe_queue()],
         )
 
     def open_requests(self) -> list[m.RequestState]:
         """The requests without a terminal event, in order."""
         return [
-            m.RequestState(request_id=each.id, state="running" if each.is_started else "queued") for each in self.queue
+            m.RequestState(request_id=each.id, state="running" if each.is_started else "queued")
+            for each in self._safe_queue()
         ]
+
+    def _safe_queue(self) -> list[Request]:
+        """The open requests that a kill would not take; of the others nobody is told."""
+        return [each for each in self.queue if each.record_n <= self.log.journal.settled]
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def emit(self, message: m.Event, *, sync: bool = False) -> int:
         """Makes the message the session's next event."""
-        self.store()
+        self.ensure_stored()
         return self.log.emit(message, sync=sync)
 
-    def store(self) -> None:
+    def ensure_stored(self) -> None:
         """Makes the session's files, if it lived in memory only."""
         if not self.is_stored:
             self.is_stored = True
@@ -149,7 +155,7 @@ class Session:
 
     def accept(self, request: Request) -> None:
         """Queues a new request; its record is durable before anybody is told."""
-        self.store()
+        self.ensure_stored()
         body = RequestBody(
             request_id=request.id,
             owner=self.owner,
@@ -157,7 +163,7 @@ class Session:
             body_hash=request.digest.hex(),
             sampling=request.sampling,
         )
-        request.record_n = self.log.journal.add("request", encode_body(body), sync=True)
+        request.record_n = self.log.record("request", encode_body(body), sync=True)
         self.queue.append(request)
 
     def end(self, request: Request, event: m.Done | m.Error) -> None:
@@ -171,8 +177,8 @@ class Session:
         self._floor_recorded = self.floor
 
     def flush(self) -> None:
-        """Hands what was added to the store; the conversation first, so that it never lags behind a drop."""
-        for journal in (self.conversation.journal, self.log.journal):
+        """Hands what was added to the store; the log first, since what the conversation lacks is taken from it."""
+        for journal in (self.log.journal, self.conversation.journal):
             append = journal.take()
             if append is not None:
                 self._has_buffer = self._has_buffer or append.log == "buffer"
@@ -240,8 +246,9 @@ class Session:
     def ack(self, attachment: Attachment, seq: int, *, now_s: float) -> None:
         """Takes an acknowledgement that was checked against what the client can have seen."""
         attachment.acked(seq)
-        if attachment.mode == "takeover":
-            self.floor = max(self.floor, seq)
+        if attachment.mode == "takeover" and seq > self.floor:
+            self.floor = seq
+            self.finished.age(self.floor)
         self.drop_if_done()
         self.send_due(now_s=now_s)
         self.pump(attachment)
@@ -253,7 +260,7 @@ class Session:
         if self._has_buffer:
             self._floor_recorded = self.floor
             self._floor_recorded_s = now_s if math.isfinite(now_s) else -math.inf
-            self.log.journal.add("ack", encode_body(AckBody(floor=self.floor)), sync=False)
+            self.log.record("ack", encode_body(AckBody(floor=self.floor)), sync=False)
             self._compact_if_due()
 
     def drop_if_done(self) -> None:
@@ -290,14 +297,13 @@ class Session:
         Kept is everything from the `request` record of the oldest request on that is not wholly acknowledged: to go on,
         and to know its id again, takes all of it.
         """
-        self.finished.age(self.floor)
         needed = [each.record_n for each in self.queue]
         needed += [each.record_n for each in self.finished.unacknowledged.values()]
         extent = self.log.extent
         mark = extent.cut(seq=self.floor, n=min(needed, default=self.log.journal.last_n))
         if mark is None or self._is_compacting or self._is_dropping:
             return
-        if extent.before_bytes(mark) >= max(self.rules.compact_bytes, extent.size_bytes // 2):
+        if mark.all_bytes >= max(self.rules.compact_bytes, extent.all_bytes // 2):
             self._is_compacting = True
             self._outbox.append(Compact(session_id=self.id, first_n=mark.n, meta=self.meta()))
 
@@ -309,8 +315,14 @@ class Session:
     def expire(self) -> None:
         """Lets go of what nobody came back for; the conversation stays."""
         self.floor = self.log.last_seq
+        self.finished.age(self.floor)
         self.is_archived = True
         self.drop_if_done()
+
+    @property
+    def is_log_full(self) -> bool:
+        """Whether the log holds so much, requests included, that it takes no more of them."""
+        return self.log.extent.all_bytes > 2 * self.rules.max_unacknowledged_bytes
 
     def is_over_quota(self) -> bool:
         """Whether so much is unacknowledged that nothing more may be generated; once over, until half is free again."""
@@ -318,8 +330,8 @@ class Session:
         max_bytes = self.rules.max_unacknowledged_bytes
         extent = self.log.extent
         self._is_over_quota = (self.log.last_seq - self.floor) * share > self.rules.max_unacknowledged_events or (
-            # The whole log is mostly far below it, which is seen at once.
-            extent.size_bytes * share > max_bytes and extent.beyond_bytes(self.floor) * share > max_bytes
+            # All events together are mostly far below it, which is seen at once.
+            extent.event_bytes * share > max_bytes and extent.beyond_bytes(self.floor) * share > max_bytes
         )
         return self._is_over_quota
 
@@ -327,7 +339,6 @@ class Session:
 
     def meta(self) -> SessionMeta:
         """What the store keeps beside the logs."""
-        self.finished.age(self.floor)
         return SessionMeta(
             owner=self.owner,
             created_s=self.created_unix_s,
@@ -368,8 +379,3 @@ class Session:
         self.flush()
         if self.is_stored:
             self._outbox.append(Close(session_id=self.id, meta=self.meta()))
-
-
-def rejection(request_id: str | None, code: ErrorCode, message: str, *, field: str | None = None) -> m.Error:
-    """An `error` without `seq`: it ends no request."""
-    return m.Error(request_id=request_id, code=code, message=message, retryable=code.retryable, field=field)

@@ -1,18 +1,19 @@
 """Which sessions are in memory, which are being opened, and which only lie in their files.
 
-Owns opening, eviction, expiry, archiving and the list of an owner's sessions. Knows no messages: what came for a
-session that is being opened waits here, and goes back to the hub. Invariant: of a session that is not in memory no
-request is unfinished, except one that is about to be opened.
+Owns opening, eviction, expiry, archiving, deletion and the list of an owner's sessions. What came for a session that is
+being opened waits here, and goes back to the hub. Invariant: of a session that is not in memory no request is
+unfinished, except one that is about to be opened.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from llmws.protocol import CloseCode, ErrorCode
 from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.directory import Directory
@@ -36,8 +37,17 @@ RETRY_S: Final = 5.0
 """After a failure of the disk a session with unfinished requests is opened again so late."""
 
 MAX_LISTED: Final = 1000
+MAX_WAITING: Final = 64
+"""Messages that wait for one session to be opened."""
 
 Waiting = e.Attach | e.Receive
+
+
+class _Ending(NamedTuple):
+    """A session that its owner deletes: who asked, and who was attached."""
+
+    asker: int
+    attached: list[int]
 
 
 class Shelf:
@@ -54,9 +64,11 @@ class Shelf:
         self._directory = Directory(state)
         self._opening: dict[str, list[Waiting]] = {}
         self._opening_for: dict[int, str] = {}
-        self._unasked: deque[str] = deque()
+        self._unasked: dict[str, None] = {}
         self._retries: dict[str, float] = {}
         self._expiring: set[str] = set()
+        self._unusable: set[str] = set()
+        self._ending: dict[str, _Ending] = {}
         self._listing: list[tuple[int, str]] = []
         self._expire_due_s = 0.0
 
@@ -65,14 +77,22 @@ class Shelf:
     def open_for(self, session_id: str, event: Waiting) -> None:
         """Opens a session from its files; the event waits for that."""
         self._open(session_id)
-        self._opening[session_id].append(event)
         if isinstance(event, e.Attach):
             self._opening_for[event.connection] = session_id
+        self._wait(session_id, event)
 
     def wait(self, event: e.Receive) -> None:
         """Lets a message wait behind the hello of its connection, if that waits."""
         if (session_id := self._opening_for.get(event.connection)) is not None:
-            self._opening[session_id].append(event)
+            self._wait(session_id, event)
+
+    def _wait(self, session_id: str, event: Waiting) -> None:
+        waiting = self._opening[session_id]
+        if len(waiting) < MAX_WAITING:
+            waiting.append(event)
+        else:
+            self.withdraw(event.connection)
+            self._state.out.append(e.Disconnect(event.connection, CloseCode.TRY_LATER, "the session is being opened"))
 
     def withdraw(self, connection: int) -> None:
         """The connection is gone, and what it sent is not wanted any more."""
@@ -81,7 +101,7 @@ class Shelf:
 
     def unfinished_found(self, event: e.UnfinishedFound) -> None:
         """Opens what an earlier process left unfinished."""
-        self._unasked.extend(event.session_ids)
+        self._unasked |= dict.fromkeys(event.session_ids)
         self._open_unasked()
 
     def _open(self, session_id: str) -> None:
@@ -92,7 +112,9 @@ class Shelf:
     def _open_unasked(self) -> None:
         """Opens a few at a time, so that a hello does not wait behind hundreds."""
         while self._unasked and len(self._opening) < MAX_OPENING:
-            self._open(self._unasked.popleft())
+            session_id = next(iter(self._unasked))
+            del self._unasked[session_id]
+            self._open(session_id)
 
     def opened(self, event: Opened) -> None:
         """A session's files are read."""
@@ -102,13 +124,15 @@ class Shelf:
         except msgspec.MsgspecError:
             # The records are authentic, so another version wrote them; what it means is not for this one to guess.
             state.out.append(Close(session_id=event.session_id, meta=event.meta))
-            self.failed(Failed(session_id=event.session_id, message="another version of llmws wrote this session"))
+            text = "another version of llmws wrote this session"
+            self.failed(Failed(session_id=event.session_id, message=text, is_opening=True))
             return
         state.sessions[session.id] = session
         state.detached_s[session.id] = state.clock.monotonic()
         session.log.trim(keep_bytes=0)
-        self._directory.take(session.id)
+        self._directory.remove(session.id)
         self._retries.pop(session.id, None)
+        self._unusable.discard(session.id)
         for turn in ended:
             self._turns.keep_turn(session, turn.request, turn.terminal)
         self._turns.cancel_abandoned(session)
@@ -125,27 +149,33 @@ class Shelf:
 
     def unknown(self, session_id: str) -> list[Waiting]:
         """There is no such session. Returns what waited for it."""
-        self._directory.take(session_id)
+        self._directory.remove(session_id)
         self._expiring.discard(session_id)
+        self._retries.pop(session_id, None)
         return self._take_waiting(session_id)
 
     def failed(self, event: Failed) -> None:
         """The log cannot be used: clients are sent away; the next hello, or a retry, opens what the disk has."""
-        state = self._state
-        for each in self._take_waiting(event.session_id):
-            if isinstance(each, e.Attach):
-                state.send_away(each.connection, event.message)
-        self._expiring.discard(event.session_id)
-        state.deletion_failed(event.session_id, event.message)
-        session = state.sessions.get(event.session_id)
+        state, session_id = self._state, event.session_id
+        if event.is_opening:
+            self._unusable.add(session_id)
+            self._expiring.discard(session_id)
+            for each in self._take_waiting(session_id):
+                if isinstance(each, e.Attach):
+                    state.send_away(each.connection, event.message)
+                elif isinstance(each.message, m.EndSession):
+                    self._end_unopened(session_id, each.connection, event.message)
+        if (ending := self._ending.pop(session_id, None)) is not None:
+            for connection in {ending.asker, *ending.attached}:
+                state.send_away(connection, event.message)
+        session = state.sessions.get(session_id)
         if session is not None:
             for attachment in session.attachments():
                 state.send_away(attachment.connection, event.message)
-            if session.queue:
-                self._retries[session.id] = state.clock.monotonic() + RETRY_S
+            # In memory its last request may have ended, but on the disk it has not.
+            if session.queue or not session.log.journal.is_settled:
+                self._retries[session_id] = state.clock.monotonic() + RETRY_S
             self._leave(session)
-        elif event.session_id in self._retries:
-            self._retries[event.session_id] = state.clock.monotonic() + RETRY_S
 
     def _take_waiting(self, session_id: str) -> list[Waiting]:
         waiting = self._opening.pop(session_id, [])
@@ -160,7 +190,7 @@ class Shelf:
         """Time has passed: notes who is there, and lets go of sessions that nobody needs in memory, or at all."""
         state = self._state
         uptime_s = state.uptime_s()
-        for session in {each.id: each for each in state.connections.values()}.values():
+        for session in state.attached():
             if uptime_s - session.idle_since_s >= KEEP_EVERY_S:
                 session.idle_since_s = uptime_s
                 session.keep()
@@ -172,23 +202,21 @@ class Shelf:
         for session_id, due_s in list(self._retries.items()):
             if now_s >= due_s:
                 self._retries[session_id] = now_s + RETRY_S
-                self._unasked.append(session_id)
+                self._unasked[session_id] = None
         if now_s >= self._expire_due_s:
             self._expire_due_s = now_s + EXPIRE_EVERY_S
-            fresh = [each for each in self._directory.expired() if each not in self._expiring]
-            self._expiring.update(fresh)
-            self._unasked.extend(fresh)
+            fresh = set(self._directory.expired()) - self._expiring - self._unusable
+            self._expiring |= fresh
+            self._unasked |= dict.fromkeys(fresh)
         self._open_unasked()
 
     def shut(self) -> None:
         """Closes every session."""
         for session in list(self._state.sessions.values()):
+            if session.attachments():
+                session.idle_since_s = self._state.uptime_s()
             self._turns.forget(session)
             session.close()
-
-    def gone(self, session_id: str) -> None:
-        """The session's files are deleted."""
-        self._directory.take(session_id)
 
     def _evict(self, session: Session) -> None:
         if session.is_idle():
@@ -204,12 +232,50 @@ class Shelf:
     def _expire(self, session: Session) -> None:
         """Drops what nobody came back for, and all of it where there is no conversation to be kept."""
         if self._directory.has_outlived(session.meta()):
+            self._leave(session)
             self._state.out.append(Delete(session_id=session.id, keep_tombstone=False))
-            self._turns.forget(session)
         else:
             session.expire()
-            # First in line to be evicted.
-            self._state.detached_s = {session.id: float("-inf"), **self._state.detached_s}
+            # First in line to be evicted, when its log is gone.
+            del self._state.detached_s[session.id]
+            self._state.detached_s = {session.id: -math.inf, **self._state.detached_s}
+
+    # --- deletion --------------------------------------------------------------------------------------------------
+
+    def end(self, session: Session, *, asker: int) -> None:
+        """Deletes a session for its owner.
+
+        The asker is told, and everyone who is attached sent away, when the disk has it: what was said to be gone must
+        not come back after a kill.
+        """
+        self._ending[session.id] = _Ending(asker, [each.connection for each in session.attachments()])
+        self._leave(session)
+        if session.is_stored:
+            self._state.out.append(Delete(session_id=session.id))
+        else:
+            self.deleted(session.id)
+
+    def _end_unopened(self, session_id: str, asker: int, message: str) -> None:
+        """Deletes a session that cannot be opened, if the asker is its owner."""
+        session = self._state.connections.get(asker)
+        if session is None:
+            return
+        if self._directory.owner(session_id) == session.owner:
+            self._ending[session_id] = _Ending(asker, [])
+            self._state.out.append(Delete(session_id=session_id))
+        else:
+            self._state.reject(asker, ErrorCode.STORAGE_FAILED, message)
+
+    def deleted(self, session_id: str) -> None:
+        """The session's files are gone."""
+        self._directory.remove(session_id)
+        self._unusable.discard(session_id)
+        if (ending := self._ending.pop(session_id, None)) is not None:
+            # The asker's own session may be the one that is gone.
+            if ending.asker in ending.attached or self._state.attachment(ending.asker) is not None:
+                self._state.send(ending.asker, m.SessionEnded(session_id=session_id))
+            for connection in ending.attached:
+                self._state.out.append(e.Disconnect(connection, CloseCode.NORMAL, "session ended"))
 
     # --- an owner's sessions ---------------------------------------------------------------------------------------
 
@@ -217,10 +283,19 @@ class Shelf:
         """Whether the session may take disk: its owner has fewer live sessions than allowed, or one can be archived."""
         if session.is_stored and not session.is_archived:
             return True
+        if not self._archive_surplus(session.owner, newcomers=1):
+            return False
+        if session.is_archived:
+            session.is_archived = False
+            session.keep()
+        return True
+
+    def _archive_surplus(self, owner: str, *, newcomers: int) -> bool:
+        """Archives as many of an owner's sessions as are too many; nothing, and False, if not enough can be."""
         state, directory = self._state, self._directory
-        in_memory = [each for each in state.sessions.values() if each.owner == session.owner and _is_live(each)]
-        in_files = [(each, meta) for each, meta in directory.of(session.owner) if directory.is_live(meta)]
-        surplus = len(in_memory) + len(in_files) + 1 - state.settings.max_sessions
+        in_memory = [each for each in state.sessions.values() if each.owner == owner and _is_live(each)]
+        in_files = [(each, meta) for each, meta in directory.of(owner) if directory.is_live(meta)]
+        surplus = len(in_memory) + len(in_files) + newcomers - state.settings.max_sessions
         idle = [(each.idle_since_s, each.id) for each in in_memory if each.is_idle() and each.is_acknowledged]
         idle += [(meta.idle_since_s, each) for each, meta in in_files if meta.floor == meta.last_seq]
         if surplus > len(idle):
@@ -231,7 +306,6 @@ class Shelf:
                 self._evict(old)
             else:
                 directory.archive(session_id)
-        session.is_archived = False
         return True
 
     def list_for(self, connection: int, owner: str) -> None:
@@ -245,6 +319,8 @@ class Shelf:
         """Takes what the store keeps, and answers those who asked for it."""
         self._directory.surveyed(event)
         if self._directory.is_complete:
+            for owner in {each.owner for each in self._state.sessions.values()}:
+                self._archive_surplus(owner, newcomers=0)
             asked, self._listing = self._listing, []
             for connection, owner in asked:
                 if self._state.attachment(connection) is not None:

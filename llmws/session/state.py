@@ -5,8 +5,6 @@ Holds no decision. Invariant: `connections` maps just the attached connections, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
 
 from llmws.protocol import CloseCode, ErrorCode, encode
@@ -14,8 +12,7 @@ from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.attachment import Attachment
 from llmws.session.rules import Rules
-from llmws.session.session import Session, rejection
-from llmws.store_api import Delete
+from llmws.session.session import Session
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,13 +38,6 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     load_on_demand: bool = True
 
 
-class _Ending(NamedTuple):
-    """A session that is being deleted: who asked, and who was attached."""
-
-    asker: int
-    attached: list[int]
-
-
 class HubState:
     """The shared tables; `dirty` holds the sessions whose logs must be flushed at the end of the event."""
 
@@ -63,11 +53,14 @@ class HubState:
         self.dirty: dict[str, Session] = {}
         self.device = m.DeviceSummary(device="", total_gb=0.0, free_gb=0.0)
         self.is_draining = False
-        self._ending: dict[str, _Ending] = {}
 
     def uptime_s(self) -> float:
         """How long the server has been up, over all its starts: what sessions expire by, as no clock can jump it."""
         return self.settings.uptime_s + self.clock.monotonic() - self.started_s
+
+    def attached(self) -> list[Session]:
+        """The sessions that somebody is attached to."""
+        return list({each.id: each for each in self.connections.values()}.values())
 
     def attachment(self, connection: int) -> Attachment | None:
         """The connection's attachment, if it is still attached."""
@@ -98,32 +91,12 @@ class HubState:
         self.dirty.pop(session.id, None)
         self.detached_s.pop(session.id, None)
 
-    def delete(self, session: Session, *, asker: int) -> None:
-        """Deletes a session's files for its owner; the caller then forgets the session.
-
-        The asker is told, and everyone who is attached sent away, when the disk has it: what was said to be gone must
-        not come back after a kill.
-        """
-        self._ending[session.id] = _Ending(asker, [each.connection for each in session.attachments()])
-        if session.is_stored:
-            self.out.append(Delete(session_id=session.id))
-        else:
-            self.deleted(session.id)
-
-    def deleted(self, session_id: str) -> None:
-        """The files are gone."""
-        if (ending := self._ending.pop(session_id, None)) is not None:
-            self.send(ending.asker, m.SessionEnded(session_id=session_id))
-            for connection in ending.attached:
-                self.out.append(e.Disconnect(connection, CloseCode.NORMAL, "session ended"))
-
     def send_away(self, connection: int, message: str) -> None:
         """The session's log cannot be used: its client is told, and comes back later."""
         self.reject(connection, ErrorCode.STORAGE_FAILED, message)
         self.out.append(e.Disconnect(connection, CloseCode.INTERNAL, "storage failed"))
 
-    def deletion_failed(self, session_id: str, message: str) -> None:
-        """The files could not be deleted."""
-        if (ending := self._ending.pop(session_id, None)) is not None:
-            for connection in {ending.asker, *ending.attached}:
-                self.send_away(connection, message)
+
+def rejection(request_id: str | None, code: ErrorCode, message: str, *, field: str | None = None) -> m.Error:
+    """An `error` without `seq`: it ends no request."""
+    return m.Error(request_id=request_id, code=code, message=message, retryable=code.retryable, field=field)

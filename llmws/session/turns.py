@@ -111,6 +111,9 @@ class Turns:
                 if not self._active:
                     models.load(ref)
                 return  # whoever comes later waits too: otherwise a busy model would never be switched from
+            elif not request.is_started and session.conversation.wrong_parent(request.message) is not None:
+                # It was there at acceptance: the conversation's log was damaged since.
+                self.end(session, request, ErrorCode.STORAGE_FAILED, "the message that this one follows is lost")
             elif models.current is None:
                 self.end(session, request, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
             elif len(self._active) >= models.current.max_running:
@@ -137,8 +140,9 @@ class Turns:
             engine=info.engine,
             device=info.device,
             dtype=info.dtype,
+            follows=request.follows or None,
         )
-        session.log.journal.add("prompt", encode_body(request.prompt), sync=True)
+        session.log.record("prompt", encode_body(request.prompt), sync=True)
         if event.dropped_turns:
             text = (
                 f"The conversation is longer than the context: its oldest {event.dropped_turns} messages were left out."
@@ -191,7 +195,7 @@ class Turns:
     def _pause(self, session: Session, request: Request) -> None:
         """Nobody acknowledges what is generated: the engine's memory goes to others until somebody does."""
         self._stop(request)
-        request.state = "paused"
+        request.paused(now_s=self._state.clock.monotonic())
         self.enqueue(session)
 
     def load_failed(self, event: ModelFailed) -> None:
@@ -204,9 +208,8 @@ class Turns:
         """Gives a request its terminal event, keeps its turn, and lets the session's next one come."""
         self._stop(request)
         was_next = session.queue[0] is request
-        if request.submitted_s is not None:
-            seconds = self._state.clock.monotonic() - request.submitted_s
-            self._mean_s += (seconds - self._mean_s) * (MEAN_SHARE if self._mean_s else 1)
+        if (ran_s := request.ran_s(self._state.clock.monotonic())) > 0:
+            self._mean_s += (ran_s - self._mean_s) * (MEAN_SHARE if self._mean_s else 1)
         event: m.Done | m.Error
         if isinstance(outcome, ErrorCode):
             event = m.Error(request_id=request.id, code=outcome, message=message, retryable=outcome.retryable)
@@ -228,7 +231,6 @@ class Turns:
             finish_reason=event.finish_reason if isinstance(event, m.Done) else None,
             model=request.prompt.model if request.prompt else None,
             now_s=self._state.clock.time(),
-            new_id=self._state.entropy.new_id,
         )
 
     def cancel_abandoned(self, session: Session) -> None:
@@ -239,8 +241,8 @@ class Turns:
 
     def expire(self, now_s: float) -> None:
         """Ends generations that nobody has come back for within their `ttl_s`, and requests held for too long."""
-        held = [self._state.sessions[each] for each in self._held]
-        for session, request in [*self.active, *((each, each.queue[0]) for each in held if each.queue[0].is_started)]:
+        held = [(session, session.queue[0]) for session in map(self._state.sessions.__getitem__, self._held)]
+        for session, request in [*self.active, *(each for each in held if each[1].is_started)]:
             ttl_s, detached_s = request.message.ttl_s, self._state.detached_s.get(session.id)
             if ttl_s is not None and detached_s is not None and now_s - detached_s >= ttl_s:
                 self.end(session, request, "interrupted")
@@ -259,6 +261,7 @@ class Turns:
             self._resume(session, request, info)
             return
         request.state = "rendering"
+        request.follows = session.conversation.place(request.message)
         input_ids = request.message.input_ids
         reserve = min(request.sampling.max_new_tokens or 1, info.max_context // 4)
         self._state.out.append(

@@ -22,7 +22,7 @@ from llmws.errors import StorageError
 from llmws.store.disk import DRAFT_SUFFIX, Disk, OsDisk, read_whole, write_atomically
 from llmws.store.keys import KeyRing
 from llmws.store.log import LogFile, SegmentSource, mend
-from llmws.store.meta import LEDGER_KEY_BYTES, MAX_ENDS, LogState, Meta, MetaForgedError, open_meta, seal_meta
+from llmws.store.meta import LEDGER_KEY_BYTES, LogState, Meta, MetaForgedError, newest_ends, open_meta, seal_meta
 from llmws.store.record import LogKeys
 from llmws.store.recovery import Recovered, recover
 from llmws.store_api import LogName, Opened, SessionMeta
@@ -339,7 +339,7 @@ def _ends(old: Meta, found: Recovered) -> tuple[tuple[int, int], ...]:
     for epoch in sorted({old.epoch, *(epoch for epoch in last_seqs if epoch > old.epoch)}):
         last_seq = max([last_seq, *(seq for at, seq in last_seqs.items() if at <= epoch)])
         ends.append((epoch, last_seq))
-    return tuple(ends[-MAX_ENDS:])
+    return newest_ends(ends)
 
 
 def _remove_drafts(disk: Disk, path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from llmws.store.folder import is_session_id, unix_ms
-from llmws.store.meta import MAX_ENDS
+from llmws.store.meta import newest_ends
 from llmws.store_api import (
     Append,
     Close,
@@ -188,11 +188,11 @@ class MemoryStore:
         self._failed.discard(session_id)
         session = self._disk.sessions.get(session_id)
         if session_id in self._open:
-            self._fail(session_id, "the session is open already")
+            self._fail(session_id, "the session is open already", is_opening=True)
         elif session is None:
             self._answers.append(Unknown(session_id=session_id))
         else:
-            session.ends = (*session.ends, (session.epoch, session.last_seq))[-MAX_ENDS:]
+            session.ends = newest_ends((*session.ends, (session.epoch, session.last_seq)))
             session.epoch = max(session.epoch + 1, self._now_ms())
             if session_id in self._disk.damaged:
                 self._disk.damaged.remove(session_id)
@@ -239,10 +239,10 @@ class MemoryStore:
         metas = [(session_id, msgspec.structs.replace(session.meta, finished=())) for session_id, session in sessions]
         return Surveyed(sessions=tuple(metas), is_last=True)
 
-    def _fail(self, session_id: str, message: str) -> None:
+    def _fail(self, session_id: str, message: str, *, is_opening: bool = False) -> None:
         self._failed.add(session_id)
         self._open.pop(session_id, None)
-        self._answers.append(Failed(session_id=session_id, message=message))
+        self._answers.append(Failed(session_id=session_id, message=message, is_opening=is_opening))
 
 
 def _read(session: _Session, op: Read) -> ReadResult:

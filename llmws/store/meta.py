@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -192,3 +192,15 @@ def _open_box(sealed: bytes, kid: int, session: bytes, keys: KeyRing) -> _Box:
     if len(nonce) < _NONCE_BYTES:
         raise InvalidTag
     return _BOX.decode(AESGCM(keys.box_key(kid, session)).decrypt(nonce, text, _BOX_LABEL + session))
+
+
+def newest_ends(ends: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The 64 that are kept of (epoch, last seq) pairs, oldest first.
+
+    An epoch without an event goes first: a position is of the epoch of an event, and hardly ever of such a one.
+    """
+    kept = list(ends)
+    while len(kept) > MAX_ENDS:
+        empty = (at for at in range(1, len(kept)) if kept[at][1] == kept[at - 1][1])
+        del kept[next(empty, 0)]
+    return tuple(kept)

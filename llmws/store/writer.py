@@ -289,8 +289,10 @@ class FileStore:
         if isinstance(op, _Reseal):
             self._carry_out_reseal(lane, op)
         else:
-            with self._failures_of(lane):
+            try:
                 self._perform(lane, op)
+            except Exception as error:  # noqa: BLE001 - see `_failed`
+                self._failed(lane, error, is_opening=isinstance(op, Open))
         self._free([lane])
 
     def _perform(self, lane: _Lane, op: StoreOp) -> None:
@@ -367,28 +369,27 @@ class FileStore:
         except Exception as error:  # noqa: BLE001 - see `_failed`
             self._failed(lane, error)
 
-    def _failed(self, lane: _Lane, error: Exception) -> None:
+    def _failed(self, lane: _Lane, error: Exception, *, is_opening: bool = False) -> None:
         """Ends the session's use of its files, once."""
         match error:
             case _NotOpenError():
-                if not lane.failed:
-                    self._fail(lane, "the session is not open")
+                if lane.failed:
+                    return
+                message = "the session is not open"
             case OSError():
-                self._fail(lane, f"the disk failed: {error.strerror or error}")
+                message = f"the disk failed: {error.strerror or error}"
             case StorageError():
-                self._fail(lane, str(error))
+                message = str(error)
             case _:
                 # A bug that one session meets must not end the writing of all others.
                 _logger.error("session %s", lane.session_id, exc_info=error)
-                self._fail(lane, "internal error")
-
-    def _fail(self, lane: _Lane, message: str) -> None:
+                message = "internal error"
         _logger.error("session %s: %s", lane.session_id, message)
         lane.failed = True
         if lane.folder is not None:
             lane.folder.release()
             lane.folder = None
-        self._post(Failed(session_id=lane.session_id, message=message))
+        self._post(Failed(session_id=lane.session_id, message=message, is_opening=is_opening))
 
 
 def _next_work(lane: _Lane) -> StoreOp | _Reseal | list[Append]:

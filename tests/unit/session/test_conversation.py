@@ -1,7 +1,5 @@
 """What becomes the context of a session's next request, and what is recorded of each."""
 
-import itertools
-
 import msgspec
 
 from llmws.engine_api import Turn
@@ -19,17 +17,17 @@ def request(request_id: str, prompt: str | m.Prompt, answer: str = "") -> Reques
     return made
 
 
+SESSION = "00000000-0000-4000-8000-000000000001"
+
+
 class Talk:
-    """A conversation whose messages have the ids 1, 2, 3 and so on."""
+    """A conversation."""
 
     def __init__(self) -> None:
-        self.conversation = Conversation("s")
-        self.ids = itertools.count(1)
+        self.conversation = Conversation(SESSION)
 
     def finish(self, each: Request, finish_reason: str | None = "stop") -> None:
-        self.conversation.finish(
-            each, finish_reason=finish_reason, model="m", now_s=7.0, new_id=lambda: str(next(self.ids))
-        )
+        self.conversation.finish(each, finish_reason=finish_reason, model="m", now_s=7.0)
 
     def turns(self, prompt: str | m.Prompt) -> list[tuple[str, str]]:
         return [(turn.role, turn.content) for turn in self.conversation.context(request("now", prompt))]
@@ -114,7 +112,7 @@ def test_it_comes_back_from_its_records():
     talk.conversation.configure(m.Sampling(temperature=0.1))
     append = talk.conversation.journal.take()
     assert append is not None
-    again = Conversation("s", records=append.records, next_n=append.records[-1].n + 1)
+    again = Conversation(SESSION, records=append.records, next_n=append.records[-1].n + 1)
     assert again.messages == talk.conversation.messages
     assert again.settings == talk.conversation.settings == msgspec.structs.replace(again.settings)
 

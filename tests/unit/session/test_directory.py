@@ -24,14 +24,14 @@ def directory() -> Directory:
 def test_a_survey_does_not_bring_back_what_was_opened_or_ended_since_it_looked():
     made = directory()
     made.surveyed(Surveyed(sessions=(("a", META),), is_last=False))
-    made.take("b")
+    made.remove("b")
     made.surveyed(Surveyed(sessions=(("b", META), ("c", META)), is_last=True))
     assert [session_id for session_id, _ in made.of("local")] == ["a", "c"]
 
 
 def test_what_left_memory_meanwhile_is_known_better_than_the_survey_knows_it():
     made = directory()
-    made.take("a")
+    made.remove("a")
     made.put("a", SessionMeta(owner="local", created_s=1.0, last_activity_s=9.0))
     made.surveyed(Surveyed(sessions=(("a", META),), is_last=True))
     assert [meta.last_activity_s for _, meta in made.of("local")] == [9.0]

@@ -15,7 +15,7 @@ def filled(sizes: list[int]) -> Extent:
     """Event `seq` is record `2 * seq`."""
     extent = Extent(stride_bytes=STRIDE_BYTES)
     for seq, size in enumerate(sizes, start=1):
-        extent.add(seq=seq, n=2 * seq, size_bytes=size)
+        extent.add_event(seq=seq, n=2 * seq, size_bytes=size)
     return extent
 
 
@@ -37,15 +37,36 @@ def test_a_cut_lies_beyond_neither_the_event_nor_the_record_and_splits_the_size_
         return
     assert mark.seq <= seq
     assert mark.n <= n
-    before = extent.before_bytes(mark)
+    before = mark.event_bytes
     assert before == sum(sizes[: mark.seq - 1])
     extent.begin_at(mark.n)
-    assert extent.size_bytes == sum(sizes) - before
+    assert extent.event_bytes == sum(sizes) - before
+    assert extent.cut(seq=mark.seq, n=mark.n) == mark._replace(event_bytes=0, all_bytes=0)
 
 
 def test_a_log_that_was_dropped_has_no_size():
     extent = filled([10, 20])
     extent.clear()
-    assert (extent.size_bytes, extent.beyond_bytes(0)) == (0, 0)
-    extent.add(seq=3, n=6, size_bytes=5)
-    assert (extent.size_bytes, extent.beyond_bytes(2), extent.beyond_bytes(3)) == (5, 5, 5)
+    assert (extent.event_bytes, extent.all_bytes, extent.beyond_bytes(0)) == (0, 0, 0)
+    extent.add_event(seq=3, n=6, size_bytes=5)
+    assert (extent.event_bytes, extent.beyond_bytes(2)) == (5, 5)
+
+
+def test_records_that_are_no_events_count_in_the_log_but_not_beyond_an_event():
+    extent = filled([10, 20])
+    extent.add(50_000)
+    extent.add_event(seq=3, n=8, size_bytes=7)
+    assert (extent.event_bytes, extent.all_bytes, extent.beyond_bytes(2)) == (37, 50_037, 7)
+
+
+def test_how_exactly_sizes_are_known_does_not_suffer_from_what_was_dropped_long_ago():
+    extent = Extent(stride_bytes=STRIDE_BYTES)
+    n = 0
+    for _ in range(65):
+        for _ in range(64):
+            n += 1
+            extent.add_event(seq=n, n=n, size_bytes=2**20)
+        mark = extent.cut(seq=n, n=n)
+        assert mark is not None
+        extent.begin_at(mark.n)
+    assert extent.beyond_bytes(n) <= 2 * 2**20
