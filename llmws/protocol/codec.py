@@ -6,6 +6,7 @@ Invariant: `decode` returns a client message or raises `FrameError`; nothing els
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Final
 
@@ -108,6 +109,9 @@ def decode(frame: str | bytes, *, first: bool = False) -> m.ClientMessage:
     try:
         return decoder.decode(data)  # type: ignore[return-value]
     except msgspec.DecodeError as error:
+        if b"null" in data and head.type is not None:
+            with contextlib.suppress(msgspec.DecodeError):
+                return decoder.decode(_without_nulls(data))  # type: ignore[return-value]
         raise _refusal(tag, data, str(error)) from None
 
 
@@ -133,6 +137,21 @@ def _refusal(tag: str, data: bytes, text: str) -> FrameError:
         request_id = None
     code = ErrorCode.BAD_MESSAGE if tag == "hello" else ErrorCode.BAD_REQUEST
     return FrameError(code, _PATH.sub("", text), field=field or None, request_id=request_id)
+
+
+def _without_nulls(data: bytes) -> bytes:
+    """The same with the fields left out that are null: both mean that they are absent. Raises DecodeError."""
+    return msgspec.json.encode(_drop_nulls(msgspec.json.decode(data)))
+
+
+def _drop_nulls(value: object) -> object:
+    match value:
+        case dict():
+            return {key: _drop_nulls(each) for key, each in value.items() if each is not None}
+        case list():
+            return [_drop_nulls(each) for each in value]
+        case _:
+            return value
 
 
 def _with_type(data: bytes) -> bytes:

@@ -147,7 +147,8 @@ class Door:
         try:
             message = self._decode(frame, size_bytes)
         except FrameError as error:
-            self._faults.spend()
+            if error.code != ErrorCode.UNKNOWN_TYPE:  # a client of a newer version means no harm, and costs little
+                self._faults.spend()
             return Reply(encode(error.to_message()))
         if isinstance(message, m.Ping):
             return Reply(encode(m.Pong(t=message.t)))

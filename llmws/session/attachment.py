@@ -103,6 +103,8 @@ class Attachment:
             return self._read_for_snapshot(self._snapshot, result)
         frames: list[bytes] = []
         limit = self._limit(log)
+        if not result.events or result.events[0][0] != self.cursor + 1:
+            return None
         for seq, frame in result.events:
             if seq > limit:
                 break
@@ -110,15 +112,15 @@ class Attachment:
                 return None
             self._sent(frame, seq)
             frames.append(frame)
-        return self._with_caught_up(frames) if result.events else None
+        return self._with_caught_up(frames)
 
-    def ack_reply(self, floor_seq: int, *, now_s: float) -> list[bytes]:
+    def ack_reply(self, floor_seq: int, *, now_s: float) -> m.AckReceived | None:
         """The `ack_received` that is due, if the last one is at least 250 ms ago."""
         if self._ack_due is None or now_s - self._ack_sent_s < ACK_INTERVAL_S:
-            return []
+            return None
         reply = m.AckReceived(seq=self._ack_due, floor_seq=floor_seq)
         self._ack_due, self._ack_sent_s = None, now_s
-        return [encode(reply)]
+        return reply
 
     def _limit(self, log: EventLog) -> int:
         """The newest event that may be in flight now."""

@@ -26,6 +26,7 @@ PAGE_CHARS: Final = 256 * 1024
 """Text in one `history` reply; a frame of several times that is still below what clients take."""
 
 TITLE_CHARS: Final = 80
+MAX_CHARS: Final = 32 * 2**20
 
 _MESSAGE = msgspec.json.Decoder(MessageBody)
 _SETTINGS = msgspec.json.Decoder(SettingsBody)
@@ -47,6 +48,7 @@ class Conversation:
         self.messages: dict[str, MessageBody] = {}
         self._session_id = uuid.UUID(session_id)
         self._leaf_id: str | None = None
+        self._chars = 0
         for record in records:
             if record.kind == "message":
                 self._keep(_MESSAGE.decode(record.value))
@@ -69,7 +71,13 @@ class Conversation:
         if self.settings.title is not None:
             return self.settings.title
         first = next((each.content for each in self.messages.values() if each.role == "user"), "")
-        return " ".join(first[: 4 * TITLE_CHARS].split())[:TITLE_CHARS] or None
+        words = " ".join(first[: 4 * TITLE_CHARS].split())[:TITLE_CHARS]
+        return "".join(each for each in words if each.isprintable()) or None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no more messages: all of it is in memory while the session is."""
+        return self._chars > MAX_CHARS
 
     # --- branches --------------------------------------------------------------------------------------------------
 
@@ -97,22 +105,19 @@ class Conversation:
         return (*turns, Turn(role="user", content=user))
 
     def place(self, message: m.Inference) -> str | None:
-        """The message that the question follows: the one it names, or the newest; None: it begins a conversation."""
+        """The message that the question follows: the one it names, or the newest answer; None: it is the first."""
         if message.prompt is None:
             question = self.messages.get(message.parent_id or "")
             return question.parent_id if question else None
         return self._leaf_id if message.parent_id is None else message.parent_id or None
 
     def _branch(self, leaf_id: str | None) -> list[MessageBody]:
-        """The messages from the root down to one, without questions that were never answered."""
+        """The messages from the root down to one."""
         branch: list[MessageBody] = []
         # A damaged log may have lost what is above.
         while leaf_id is not None and (message := self.messages.get(leaf_id)) is not None:
             leaf_id = message.parent_id
-            # A question that ended in an error stays in the history only: templates want turns to alternate, and what
-            # was too long once would be too long in every later prompt.
-            if message.role == "assistant" or (branch and branch[-1].role == "assistant"):
-                branch.append(message)
+            branch.append(message)
         branch.reverse()
         return branch
 
@@ -210,7 +215,11 @@ class Conversation:
 
     def _keep(self, message: MessageBody) -> None:
         self.messages[message.id] = message
-        self._leaf_id = message.id
+        self._chars += len(message.content)
+        # A question without an answer is followed by nothing that does not name it: templates want turns to alternate,
+        # and what was too long once would be too long in every later prompt. Imported ones are taken as they are.
+        if message.role == "assistant" or not message.request_id:
+            self._leaf_id = message.id
 
     def _set(self, settings: SettingsBody) -> None:
         if settings != self.settings:

@@ -33,6 +33,8 @@ _OBSERVER_MAY: Final = (m.Ack, m.GetResources, m.GetStatus, m.ListModels, m.List
 _KEPT: Final = (m.Config, m.UpdateSession, m.Import, m.SwitchModel)
 """What makes the session take disk, beside requests."""
 
+_FULL: Final = "this session's conversation is full; begin another session"
+
 _LATER: Final = (m.DownloadModel, m.CancelDownload, m.ListPeers)
 """Part of the protocol, but not of this version."""
 
@@ -78,12 +80,14 @@ class Desk:
             session.send(attachment, [encode(refusal)])
         else:
             self._state.dirty[session.id] = session
+            if isinstance(message, (m.Inference, *_KEPT)):
+                session.last_activity_unix_s = self._state.clock.time()
             self._takers[type(message)](session, attachment, message)
 
     def _no_room(self, session: Session, request_id: str | None) -> m.Error | None:
         """Why nothing more is kept for this owner just now, or None."""
         if not self._shelf.make_room(session):
-            text = "as many sessions as allowed are in use; acknowledge what they hold, or end one"
+            text = "as many sessions as allowed are in use; leave or end one, or acknowledge what it holds"
             return rejection(request_id, ErrorCode.RATE_LIMITED, text)
         wait_s = self._allowance.take(session.owner, now_s=self._state.clock.monotonic())
         if wait_s > 0:
@@ -164,6 +168,8 @@ class Desk:
         wrong = _wrong_context(message) or self._wrong_ids(message)
         if wrong is None and (misplaced := session.conversation.wrong_parent(message)) is not None:
             wrong = "parent_id", misplaced
+        if wrong is None and message.messages is None and message.input_ids is None and session.conversation.is_full:
+            wrong = "prompt", _FULL
         if wrong is not None:
             field, text = wrong
             return rejection(request_id, ErrorCode.BAD_REQUEST, text, field=field)
@@ -224,6 +230,8 @@ class Desk:
         if late is not None:
             text, field = "a system message can only come first", f"messages[{late}]"
             self._state.reject(attachment.connection, ErrorCode.BAD_REQUEST, text, field=field)
+        elif session.conversation.is_full:
+            self._state.reject(attachment.connection, ErrorCode.BAD_REQUEST, _FULL, field="messages")
         elif session.queue:
             text = "an answer is on its way; import when it has ended"
             self._state.reject(attachment.connection, ErrorCode.CONFLICT, text)

@@ -249,7 +249,6 @@ class Hub:
         session = self._state.connections.get(event.connection)
         attachment = self._state.attachment(event.connection)
         if session is not None and attachment is not None:
-            session.last_activity_unix_s = self._state.clock.time()
             self._desk.take(session, attachment, event.message)
         else:
             self._shelf.wait(event)

@@ -41,7 +41,6 @@ def restore(
     session = Session(
         opened.session_id, meta.owner, epoch=opened.epoch, outbox=outbox, now_unix_s=meta.created_s, rules=rules
     )
-    session.last_activity_unix_s = meta.last_activity_s
     session.ends = opened.ends
     session.is_stored = True
     session.is_archived = meta.archived
@@ -50,6 +49,8 @@ def restore(
     session.conversation = Conversation(
         opened.session_id, durability=rules.durability, records=opened.conversation, next_n=opened.next_conversation_n
     )
+    newest_s = max((each.created_s for each in session.conversation.messages.values()), default=0.0)
+    session.last_activity_unix_s = max(meta.last_activity_s, newest_s)
     fold = _Fold(floor=meta.floor, now_s=now_s)
     for record in opened.records:
         fold.add(record)

@@ -72,6 +72,7 @@ class Session:
         self._is_over_quota = False
         self._floor_recorded = 0
         self._floor_recorded_s = float("-inf")
+        self._floor_record_n = 0
 
     # --- attachments -----------------------------------------------------------------------------------------------
 
@@ -251,7 +252,9 @@ class Session:
             self.finished.age(self.floor)
         self.drop_if_done()
         self.send_due(now_s=now_s)
-        self.pump(attachment)
+        # Otherwise the acknowledgement is being written, and is confirmed before what it makes room for is sent.
+        if attachment.mode == "observe" or self.log.journal.is_settled:
+            self.pump(attachment)
 
     def record_floor(self, *, now_s: float) -> None:
         """Logs the floor, at most four times a second; at once with `now_s` infinite."""
@@ -260,7 +263,7 @@ class Session:
         if self._has_buffer:
             self._floor_recorded = self.floor
             self._floor_recorded_s = now_s if math.isfinite(now_s) else -math.inf
-            self.log.record("ack", encode_body(AckBody(floor=self.floor)), sync=False)
+            self._floor_record_n = self.log.record("ack", encode_body(AckBody(floor=self.floor)), sync=False)
             self._compact_if_due()
 
     def drop_if_done(self) -> None:
@@ -284,12 +287,16 @@ class Session:
         self.send_due(now_s=now_s)
 
     def send_due(self, *, now_s: float) -> None:
-        """Sends the acknowledgements that are due and logs the floor; the drop of the buffer confirms them itself."""
+        """Logs the floor, and confirms the acknowledgements that are due; the drop of the buffer does so by itself."""
         if self._is_dropping:
             return
-        for attachment in self.attachments():
-            self.send(attachment, attachment.ack_reply(self.floor, now_s=now_s))
         self.record_floor(now_s=now_s)
+        if self._has_buffer and self._floor_recorded != self.floor:
+            return
+        for attachment in self.attachments():
+            reply = attachment.ack_reply(self.floor, now_s=now_s)
+            if reply is not None:
+                self.reply_when_settled(attachment, self.log.journal, self._floor_record_n, reply)
 
     def _compact_if_due(self) -> None:
         """Drops what is acknowledged once it is half of the log. Source: log-format, "Compaction".

@@ -137,6 +137,9 @@ class Shelf:
             self._turns.keep_turn(session, turn.request, turn.terminal)
         self._turns.cancel_abandoned(session)
         self._turns.enqueue(session)
+        if event.is_conversation_damaged:
+            text = "A part of this session's conversation cannot be read; it was set aside."
+            session.emit(m.Log(code="conversation_damaged", message=text))
         session.flush()
         session.drop_if_done()
         waiting = self._take_waiting(session.id)

@@ -288,7 +288,7 @@ class Turns:
         else:
             exact = request.is_exact_on(info)
             was_paused = request.state == "paused"
-            text = "The answer goes on." if was_paused else "The server was restarted; the answer goes on."
+            text = "The answer goes on." if was_paused else "The server was interrupted; the answer goes on."
             notice = m.Log(
                 code="continued" if was_paused else "resumed_after_restart",
                 request_id=request.id,

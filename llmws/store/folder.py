@@ -271,6 +271,7 @@ def open_session(site: Site, session_id: str, *, had_failed: bool = False) -> tu
         meta=old.session,
         corrupt_epoch=meta.corrupt_epoch,
         ledger_key=folder.ledger_key,
+        is_conversation_damaged="conversation" in damaged,
     )
 
 

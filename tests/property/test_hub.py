@@ -306,6 +306,7 @@ class HubMachine(RuleBasedStateMachine):
         missing = set(self.asked) - ended
         assert not missing or self.has_been_away, missing
         self.no_turn_is_lost_or_doubled()
+        self.a_watcher_reaches_the_end()
         self.stage.engine.close()
 
     def no_turn_is_lost_or_doubled(self) -> None:
@@ -316,6 +317,18 @@ class HubMachine(RuleBasedStateMachine):
         assert len(turns) == len(set(turns))
         questions = [request_id for request_id, role in turns if role == "user"]
         assert set(questions) == {each for each, message in self.asked.items() if message.get("prompt")}
+
+    def a_watcher_reaches_the_end(self) -> None:
+        """However narrow its window, and whatever was compacted meanwhile: it gets on, or is sent to resume."""
+        if "page" not in self.lines:
+            return
+        page, line = self.devices["page"], self.lines["page"]
+        self.stage.post(e.Drained(line.number))
+        self.read_all()
+        while line.close_code is None and page.last_seq < self.devices["phone"].last_seq:
+            before = page.last_seq
+            self.acknowledge("page", window=3)
+            assert page.last_seq > before or line.close_code is not None, "a watcher is stuck"
 
     # --- plumbing --------------------------------------------------------------------------------------------------
 

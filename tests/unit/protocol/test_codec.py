@@ -413,3 +413,20 @@ def test_a_number_that_json_lacks_becomes_null() -> None:
 def test_what_is_no_server_message_is_an_error(frame: str) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_server(frame)
+
+
+@pytest.mark.parametrize(
+    ("frame", "field", "expected"),
+    [
+        ('{"type":"hello","mode":null,"client":{"name":null}}', "mode", "takeover"),
+        ('{"type":"history","limit":null}', "limit", 50),
+        ('{"type":"inference","prompt":"x","on_disconnect":null}', "on_disconnect", "continue"),
+    ],
+)
+def test_a_field_that_is_null_is_absent(frame, field, expected):
+    assert getattr(decode(frame), field) == expected
+
+
+def test_a_field_that_must_be_there_may_not_be_null():
+    with pytest.raises(FrameError):
+        decode('{"type":"cancel","request_id":null}')

@@ -171,6 +171,27 @@ async def test_an_update_is_confirmed_only_when_it_is_safe():
     assert await types(user) == ["session_updated", "config_ack"]
 
 
+async def test_a_question_that_is_named_or_imported_is_context_though_nobody_answered_it():
+    stage = Prompts()
+    user, _ = await welcomed(stage)
+    await ask(stage, user, "a", prompt="one")
+    question = (await history(user))[0]["id"]
+    await ask(stage, user, "b", prompt="more", parent_id=question)
+    assert stage.contexts[1] == [("user", "one"), ("user", "more")]
+    await user.send({"type": "import", "messages": [{"role": "user", "content": "imported"}]})
+    received(user)
+    await ask(stage, user, "c", prompt="and")
+    assert stage.contexts[2] == [("user", "imported"), ("user", "and")]
+
+
+async def test_a_title_that_comes_from_a_question_holds_no_control_characters():
+    stage = HubStage()
+    user, _ = await welcomed(stage)
+    await ask(stage, user, "a", prompt="a\x1b[31mred\u202e question")
+    await user.send({"type": "list_sessions"})
+    assert received(user)[-1]["sessions"][0]["title"] == "a[31mred question"
+
+
 async def test_an_unanswered_question_is_in_the_history_but_in_no_context():
     stage = Prompts()
     user, _ = await welcomed(stage)

@@ -548,3 +548,73 @@ async def test_a_late_failure_of_a_close_does_not_hurt_who_has_come_since():
     stage.post(e.Tick())
     assert first.close_code is None
     assert received(first)[0]["status"] == "resumed"
+
+
+async def test_an_observer_whose_whole_window_was_compacted_away_is_sent_to_resume():
+    stage = HubStage(rules=Rules(compact_bytes=1024, tail_bytes=0))
+    user, welcome = await welcomed(stage)
+    await user.send({**NUMBERS, "request_id": "a"})
+    await finish(stage, 62)
+    seen = received(user)
+    watcher, _ = await welcomed(stage, session_id=welcome["session_id"], mode="observe", window=5)
+    assert seqs(received(watcher)) == [1, 2, 3, 4, 5]
+    await user.send({**NUMBERS, "request_id": "open"})
+    await user.send({"type": "ack", "seq": seqs(seen)[-1]})
+    await watcher.send({"type": "ack", "seq": 5, "window": 10})
+    assert watcher.close_code == 4510
+
+
+async def test_an_acknowledgement_that_was_confirmed_survives_a_kill():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send({**NUMBERS, "request_id": "a"})
+    await finish(stage, 20)
+    received(user)
+    for seq in (5, 6, 15):
+        await user.send({"type": "ack", "seq": seq})
+    wait(stage, 0.3)
+    confirmed = [message["floor_seq"] for message in received(user) if message["type"] == "ack_received"]
+    assert confirmed == [5, 15]
+    await stage.restart()
+    _, again = await welcomed(stage, session_id=welcome["session_id"])
+    assert again["floor_seq"] == 15
+
+
+async def test_a_branch_that_is_cancelled_while_it_waits_takes_nothing_from_the_conversation():
+    stage = HubStage()
+    user, _ = await welcomed(stage)
+    await user.send({**ASK, "request_id": "q0"})
+    await finish(stage)
+    await user.send({"type": "inference", "request_id": "p1", "prompt": "and"})
+    await user.send({"type": "inference", "request_id": "p2", "prompt": "other", "parent_id": ""})
+    await user.send({"type": "inference", "request_id": "p3", "prompt": "then"})
+    await user.send({"type": "cancel", "request_id": "p2"})
+    await finish(stage, 8)
+    follows = {each["id"]: each for each in await history(stage, user)}
+    last = list(follows.values())[-1]
+    line = []
+    while last is not None:
+        line.append(last["content"])
+        last = follows.get(last["parent_id"])
+    assert line[::-1] == ["hi", "Hello", "and", "Hello", "then", "Hello"]
+
+
+async def test_that_a_part_of_the_conversation_is_lost_is_told():
+    stage = HubStage()
+    user, welcome = await welcomed(stage)
+    await user.send(ASK)
+    await finish(stage)
+    await user.send({"type": "ack"})
+    await user.cut()
+    wait(stage, EVICT_AFTER_S)
+    stage.store._answers = []
+    opened = stage.store._open_session
+
+    def damaged(session_id: str) -> None:
+        opened(session_id)
+        stage.store._answers[-1] = msgspec.structs.replace(stage.store._answers[-1], is_conversation_damaged=True)
+
+    stage.store._open_session = damaged
+    back, again = await welcomed(stage, session_id=welcome["session_id"])
+    assert again["status"] == "resumed"
+    assert "conversation_damaged" in await types(back)
