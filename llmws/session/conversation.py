@@ -12,7 +12,6 @@ from itertools import islice
 from typing import Final, Literal
 
 import msgspec
-from msgspec import UnsetType
 
 from llmws.engine_api import Turn
 from llmws.protocol import messages as m
@@ -138,7 +137,8 @@ class Conversation:
             question_id = self._id_of("user", request.id)
             if question_id not in self.messages and finish_reason is not None and request.is_started:
                 self._set(msgspec.structs.replace(self.settings, system=system))
-            follows = self.place(message) if isinstance(request.follows, UnsetType) else request.follows
+            # No answer was added and nothing imported since the question was rendered: it still has that place.
+            follows = self.place(message)
             self._record(
                 MessageBody(
                     id=question_id,

@@ -34,7 +34,7 @@ class RequestBody(Body, frozen=True, kw_only=True):
 class PromptBody(Body, frozen=True, kw_only=True):
     """`prompt`: everything that continuing the generation needs beside the request and its tokens.
 
-    `engine` names the engine and the version of its sampler; `follows` the message that the question comes after.
+    `engine` names the engine and the version of its sampler.
     """
 
     request_id: str
@@ -46,7 +46,6 @@ class PromptBody(Body, frozen=True, kw_only=True):
     engine: str
     device: str
     dtype: str
-    follows: str | None = None
 
 
 class AckBody(Body, frozen=True, kw_only=True):

@@ -68,8 +68,7 @@ def restore(
             session.log.extent.add(len(record.value))
     for request in fold.open.values():
         if not request.is_started:
-            # Nobody saw a start: its turn comes as if for the first time.
-            request.prompt, request.follows = None, msgspec.UNSET
+            request.prompt = None  # nobody saw a start: its turn comes as if for the first time
         session.queue.append(request)
     for turn in fold.ended:
         assert isinstance(turn.terminal.seq, int)
@@ -96,8 +95,8 @@ class _Fold:
                 self._request(_REQUEST.decode(record.value), record.n)
             case "prompt":
                 prompt = _PROMPT.decode(record.value)
-                if (request := self.open.get(prompt.request_id)) is not None:
-                    request.prompt, request.follows = prompt, prompt.follows
+                if prompt.request_id in self.open:
+                    self.open[prompt.request_id].prompt = prompt
             case "event":
                 if record.seq > max(self.last_seq, self.floor) + 1:
                     self.hole_seq = record.seq - 1

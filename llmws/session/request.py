@@ -42,7 +42,6 @@ class Request:
         self.key = ""
         self.prompt: PromptBody | None = None
         self.start_seq = 0
-        self.follows: str | msgspec.UnsetType | None = msgspec.UNSET
         self.ids: list[int] = []
         self.cached_tokens = 0
         self.fruitless_resumes = 0

@@ -140,7 +140,6 @@ class Turns:
             engine=info.engine,
             device=info.device,
             dtype=info.dtype,
-            follows=request.follows or None,
         )
         session.log.record("prompt", encode_body(request.prompt), sync=True)
         if event.dropped_turns:
@@ -261,7 +260,6 @@ class Turns:
             self._resume(session, request, info)
             return
         request.state = "rendering"
-        request.follows = session.conversation.place(request.message)
         input_ids = request.message.input_ids
         reserve = min(request.sampling.max_new_tokens or 1, info.max_context // 4)
         self._state.out.append(
