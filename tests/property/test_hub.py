@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.request import MAX_RESUMES
-from llmws.session.rules import Rules
+from llmws.session.rules import Durability, Rules
 from tests.support.model_client import ModelClient, Story
 from tests.support.stages import HubClient, HubStage
 
@@ -33,8 +33,6 @@ class HubMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        rules = Rules(max_unacknowledged_events=60, compact_bytes=1024, tail_bytes=1500, burst_bytes=1000)
-        self.stage = HubStage(token=None, rules=rules, max_pause_s=3600.0)
         self.story = Story()
         self.devices = {
             "phone": ModelClient(self.story),
@@ -52,8 +50,16 @@ class HubMachine(RuleBasedStateMachine):
 
     # --- connections -----------------------------------------------------------------------------------------------
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(durability=st.sampled_from(["os", "disk"]))
+    def begin(self, durability: Durability) -> None:
+        rules = Rules(
+            durability=durability,
+            max_unacknowledged_events=60,
+            compact_bytes=1024,
+            tail_bytes=1500,
+            burst_bytes=1000,
+        )
+        self.stage = HubStage(token=None, rules=rules, max_pause_s=3600.0)
         self.connect("phone", None)
 
     @rule(device=DEVICES, window=WINDOWS)
