@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills faults-store mutants check format docs guide bench clean
+.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ e2e: $(VENV)/dev.stamp ## run the tests that drive real processes and terminals
 
 kills: $(VENV)/dev.stamp ## kill the server at 50 random tokens, greedy and seeded
 	@$(BIN)/python -m pytest tests/faults --kills 50
+
+property-long: $(VENV)/dev.stamp ## walk the hub's state machine for 300,000 steps and more (minutes)
+	@$(BIN)/python -m pytest tests/property --hypothesis-profile=long
 
 faults-store: $(VENV)/dev.stamp ## inject 50,000 faults of a simulated disk into the session store (minutes)
 	@$(BIN)/python -m pytest tests/unit/store/test_crash_simulation.py --store-faults 50000 --show-capture=no -s
