@@ -28,6 +28,7 @@ class Attachment:
         seen: seq of the newest event that the client can know of.
         last_terminal: seq of the newest `done` or `error` sent on this connection, 0 before any.
         is_congested: its socket buffer is above the high-water mark.
+        hold_until_n: an acknowledgement is confirmed when this record is settled, before what it makes room for.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Attachment:
         self.cursor = self.seen = self._window_base = position
         self.last_terminal = 0
         self.is_congested = False
+        self.hold_until_n = 0
         self._session_id = session_id
         self._burst_bytes = rules.burst_bytes
         self._caught_up_at: int | None = None
@@ -74,7 +76,7 @@ class Attachment:
     def pump(self, log: EventLog) -> tuple[list[bytes], Read | None]:
         """What can be sent now, and what must be read from the file to go on."""
         frames: list[bytes] = []
-        if self.is_congested or self._ticket is not None:
+        if self.is_congested or self._ticket is not None or log.journal.settled < self.hold_until_n:
             return frames, None
         if self._snapshot is not None:
             return self._pump_snapshot(log)
@@ -108,8 +110,6 @@ class Attachment:
         for seq, frame in result.events:
             if seq > limit:
                 break
-            if seq != self.cursor + 1:
-                return None
             self._sent(frame, seq)
             frames.append(frame)
         return self._with_caught_up(frames)

@@ -146,7 +146,7 @@ class Conversation:
                     role="user",
                     content=content,
                     request_id=request.id,
-                    created_s=now_s,
+                    created_s=request.accepted_unix_s,
                 )
             )
         if finish_reason is not None and request.is_started:

@@ -122,6 +122,7 @@ class Desk:
                 seed=self._state.entropy.new_seed(),
             ),
             accepted_s=self._state.clock.monotonic(),
+            accepted_unix_s=self._state.clock.time(),
         )
         session.accept(request)
         self._turns.enqueue(session)

@@ -21,7 +21,8 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class RequestBody(Body, frozen=True, kw_only=True):
     """`request`: accepted. `body` is the client's message with its id; `sampling` is resolved, seed included.
 
-    `body_hash` is what `request_digest` gave, hex: the same over versions that spell messages differently.
+    `body_hash` is what `request_digest` gave, hex: the same over versions that spell messages differently. `accepted_s`
+    is Unix time.
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class RequestBody(Body, frozen=True, kw_only=True):
     body: m.Inference
     body_hash: str
     sampling: m.Sampling
+    accepted_s: float = 0.0
 
 
 class PromptBody(Body, frozen=True, kw_only=True):

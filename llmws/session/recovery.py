@@ -112,6 +112,7 @@ class _Fold:
             digest=bytes.fromhex(body.body_hash),
             sampling=body.sampling,
             accepted_s=self._now_s,
+            accepted_unix_s=body.accepted_s,
         )
         request.record_n = n
         self.open[request.id] = request

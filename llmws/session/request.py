@@ -21,7 +21,7 @@ State = Literal["queued", "rendering", "running", "paused"]
 
 
 class Request:
-    """A request that has no terminal event yet. Times are of the hub's monotonic clock, in seconds."""
+    """A request that has no terminal event yet. Times are of the hub's monotonic clock; `_unix_s` of the wall's."""
 
     def __init__(
         self,
@@ -31,12 +31,14 @@ class Request:
         digest: bytes,
         sampling: m.Sampling,
         accepted_s: float,
+        accepted_unix_s: float,
     ) -> None:
         self.message = message
         self.id = request_id
         self.digest = digest
         self.sampling = sampling
         self.accepted_s = accepted_s
+        self.accepted_unix_s = accepted_unix_s
         self.record_n = 0
         self.state: State = "queued"
         self.key = ""

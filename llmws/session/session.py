@@ -163,6 +163,7 @@ class Session:
             body=request.message,
             body_hash=request.digest.hex(),
             sampling=request.sampling,
+            accepted_s=request.accepted_unix_s,
         )
         request.record_n = self.log.record("request", encode_body(body), sync=True)
         self.queue.append(request)
@@ -252,9 +253,7 @@ class Session:
             self.finished.age(self.floor)
         self.drop_if_done()
         self.send_due(now_s=now_s)
-        # Otherwise the acknowledgement is being written, and is confirmed before what it makes room for is sent.
-        if attachment.mode == "observe" or self.log.journal.is_settled:
-            self.pump(attachment)
+        self.pump(attachment)
 
     def record_floor(self, *, now_s: float) -> None:
         """Logs the floor, at most four times a second; at once with `now_s` infinite."""
@@ -296,6 +295,7 @@ class Session:
         for attachment in self.attachments():
             reply = attachment.ack_reply(self.floor, now_s=now_s)
             if reply is not None:
+                attachment.hold_until_n = self._floor_record_n
                 self.reply_when_settled(attachment, self.log.journal, self._floor_record_n, reply)
 
     def _compact_if_due(self) -> None:

@@ -8,8 +8,8 @@ SESSION = "llmws/session/"
 MUTANTS = [
     Mutant("1: a resume repeats an event", SESSION + "hub.py",
            "position = hello.resume.last_seq if", "position = max(session.floor, hello.resume.last_seq - 1) if", INVARIANT + "01_what_a_client_applied_is_a_contiguous_run_of_the_log"),
-    Mutant("2: an acknowledgement does not open the window", SESSION + "session.py",
-           "        self.send_due(now_s=now_s)\n        self.pump(attachment)\n", "        self.send_due(now_s=now_s)\n", INVARIANT + "02_with_time_enough_a_client_reaches_the_end"),
+    Mutant("2: an acknowledgement does not open the window", SESSION + "attachment.py",
+           "        self._window_base = max(self._window_base, seq)\n", "", INVARIANT + "02_with_time_enough_a_client_reaches_the_end"),
     Mutant("3: an event may be sent as soon as it is made", SESSION + "journal.py",
            "        self._unsettled.append((n, self.last_seq))\n", "        self.sendable = self.last_seq\n", INVARIANT + "03_nothing_is_sent_before_it_is_written"),
     Mutant("3: only some records are handed to the store", SESSION + "session.py",
@@ -17,7 +17,7 @@ MUTANTS = [
     Mutant("4: an opening keeps the epoch", SESSION + "recovery.py",
            "EventLog(opened.session_id, epoch=opened.epoch,", "EventLog(opened.session_id, epoch=opened.ends[-1][0],", INVARIANT + "04_a_name_never_stands_for_two_events"),
     Mutant("5: an older ack takes the floor back", SESSION + "session.py",
-           "self.floor = max(self.floor, seq)", "self.floor = seq", INVARIANT + "05_the_floor_never_passes_the_owners_ack"),
+           'if attachment.mode == "takeover" and seq > self.floor:', 'if attachment.mode == "takeover":', INVARIANT + "05_the_floor_never_passes_the_owners_ack"),
     Mutant("5: an ack from beyond what was sent counts", SESSION + "desk.py",
            "if seq > max(attachment.seen, session.floor):", "if False:", INVARIANT + "05_the_floor_never_passes_the_owners_ack"),
     Mutant("6: a prompt that cannot be served has no end", SESSION + "turns.py",
@@ -51,5 +51,5 @@ MUTANTS = [
     Mutant("15: an expired session's id is kept", SESSION + "shelf.py",
            "Delete(session_id=session.id, keep_tombstone=False)", "Delete(session_id=session.id)", INVARIANT + "15_an_expired_session_leaves_nothing"),
     Mutant("15: nobody looks for what has expired", SESSION + "shelf.py",
-           "            self._unasked.extend(fresh)\n", "", INVARIANT + "15_an_expired_session_leaves_nothing"),
+           "            self._unasked |= dict.fromkeys(fresh)\n", "", INVARIANT + "15_an_expired_session_leaves_nothing"),
 ]  # fmt: skip

@@ -10,7 +10,12 @@ from llmws.session.request import Request
 
 def request(request_id: str, prompt: str | m.Prompt, answer: str = "") -> Request:
     made = Request(
-        message=m.Inference(prompt=prompt), request_id=request_id, digest=b"", sampling=m.Sampling(), accepted_s=0.0
+        message=m.Inference(prompt=prompt),
+        request_id=request_id,
+        digest=b"",
+        sampling=m.Sampling(),
+        accepted_s=0.0,
+        accepted_unix_s=7.0,
     )
     made.start_seq = 1
     made.add((1,), answer, now_s=0.0)
@@ -92,6 +97,7 @@ def test_messages_of_the_client_are_the_whole_context_and_are_not_kept():
         digest=b"",
         sampling=m.Sampling(),
         accepted_s=0.0,
+        accepted_unix_s=7.0,
     )
     assert talk.conversation.context(own) == (Turn(role="user", content="alone"),)
     talk.finish(own)

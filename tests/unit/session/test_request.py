@@ -28,7 +28,12 @@ def test_the_same_question_has_the_same_digest_whatever_its_id():
 
 def test_a_continued_request_brings_its_tokens_and_its_text():
     request = Request(
-        message=m.Inference(prompt="hi"), request_id="a", digest=b"", sampling=m.Sampling(seed=1), accepted_s=0.0
+        message=m.Inference(prompt="hi"),
+        request_id="a",
+        digest=b"",
+        sampling=m.Sampling(seed=1),
+        accepted_s=0.0,
+        accepted_unix_s=7.0,
     )
     request.prompt = PromptBody(
         request_id="a",
