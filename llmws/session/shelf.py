@@ -69,7 +69,7 @@ class Shelf:
         self._expiring: set[str] = set()
         self._unusable: set[str] = set()
         self._ending: dict[str, _Ending] = {}
-        self._listing: list[tuple[int, str]] = []
+        self._listing: dict[int, str] = {}
         self._expire_due_s = 0.0
 
     # --- opening ---------------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ class Shelf:
         if self._directory.is_complete:
             self._state.send(connection, m.Sessions(sessions=self._entries(owner)))
         else:
-            self._listing.append((connection, owner))
+            self._listing[connection] = owner
 
     def surveyed(self, event: Surveyed) -> None:
         """Takes what the store keeps, and answers those who asked for it."""
@@ -324,8 +324,8 @@ class Shelf:
         if self._directory.is_complete:
             for owner in {each.owner for each in self._state.sessions.values()}:
                 self._archive_surplus(owner, newcomers=0)
-            asked, self._listing = self._listing, []
-            for connection, owner in asked:
+            asked, self._listing = self._listing, {}
+            for connection, owner in asked.items():
                 if self._state.attachment(connection) is not None:
                     self.list_for(connection, owner)
 
