@@ -200,6 +200,7 @@ class _App:
             Site(state=places.state_dir, keys=keys), durability=config.storage.durability
         )
         self._found = tuple(parts.models.scan())
+        self._unfinished = tuple(self._store.unfinished())
         self._first_model = self._choose_model()
         hub = Hub(hub_settings(config, self._remembered), clock=clock, entropy=SystemEntropy())
         self._driver = Driver(
@@ -231,9 +232,9 @@ class _App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, stop)
         ready_files = [ready_objects_dir() / f"{self._server.port}.json", *([ready_file] if ready_file else [])]
-        self._driver.start()
-        self._begin()
         try:
+            self._driver.start()
+            self._begin()
             async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(self._server.run())
                 driving = tasks.create_task(self._driver.run())
@@ -295,7 +296,7 @@ class _App:
         if self._first_model is not None:
             self._driver.post(e.SelectModel(self._first_model))
         self._driver.post(e.ModelsScanned(self._found))
-        self._driver.post(e.UnfinishedFound(tuple(self._store.unfinished())))
+        self._driver.post(e.UnfinishedFound(self._unfinished))
         if self._first_model is None:
             _log.warning("there is no model in %s; put one there, then switch to it", self._places.models_dir)
 

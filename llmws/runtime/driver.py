@@ -99,6 +99,7 @@ class Driver:
         self._inspections = 0
         self._save_uptime = save_uptime
         self._is_stopping = False
+        self._is_reading_memory = False
         self._backlog = Backlog(self._loop.time)
         self._engine_waits = False
         self._ops: list[StoreOp] = []
@@ -211,10 +212,12 @@ class Driver:
         self._prompts.close()
         self._is_stopping = True
         self._inspector.shutdown(cancel_futures=True)
-        if not self._fault.done():
-            self._inbox.clear()
-            self._handle(e.Shutdown())
-        self._store.close()
+        try:
+            if not self._fault.done():
+                self._inbox.clear()
+                self._handle(e.Shutdown())
+        finally:
+            self._store.close()
         if not self._fault.done():
             self._fault.cancel()
 
@@ -341,12 +344,26 @@ class Driver:
     def _keep_uptime(self, command: e.SaveUptime) -> None:
         save = functools.partial(self._save_uptime, command.uptime_s)
         if self._is_stopping:
-            save()
+            try:
+                save()
+            except LlmwsError as error:
+                _log.error("%s", error)  # a full disk; the sessions' files are still to be closed
         else:
             self._off_loop("saving the uptime", save, lambda _: None)
 
     def _read_memory(self) -> None:
-        self._off_loop("reading memory", self._probe.summary, lambda device: self.post(e.MemoryRead(device)))
+        if self._is_reading_memory:
+            return  # the last reading has not come back: a driver that hangs must not fill the inspector's queue
+
+        def ended() -> None:
+            self._is_reading_memory = False
+
+        def read(device: m.DeviceSummary) -> None:
+            ended()
+            self.post(e.MemoryRead(device))
+
+        self._is_reading_memory = True
+        self._off_loop("reading memory", self._probe.summary, read, failed=ended)
 
     def _off_loop(
         self,

@@ -1,15 +1,18 @@
 """How the driver paces the engine, around a hub that does what the test says."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
 from llmws.engine_api import Chunk, EngineEvent
+from llmws.errors import ConfigError
 from llmws.protocol import messages as m
 from llmws.runtime.backlog import MAX_BYTES
 from llmws.runtime.driver import Driver
+from llmws.session import events as e
 from llmws.session.hub import Hub
-from llmws.store_api import Append, Failed, Flushed, Record, StoreEvent, StoreOp
+from llmws.store_api import Append, Close, Failed, Flushed, Record, SessionMeta, StoreEvent, StoreOp
 
 BIG = Append(
     session_id="s",
@@ -132,3 +135,79 @@ async def test_what_is_appended_before_the_hub_hears_of_a_failure_holds_nobody_b
     await parts.until(lambda: len(parts.submitted) == 1)
     parts.say(CHUNK)
     await parts.until(lambda: parts.chunks_taken == 1)
+
+
+class StoppingHub:
+    """At the stop it closes a session and saves the uptime."""
+
+    loaded = None
+
+    def handle(self, *events: object) -> list[Close | e.SaveUptime]:
+        meta = SessionMeta(owner="local", created_s=1.0, last_activity_s=2.0)
+        stops = any(isinstance(event, e.Shutdown) for event in events)
+        return [Close(session_id="s", meta=meta), e.SaveUptime(5.0)] if stops else []
+
+
+class Recorder:
+    """A part that does nothing, and tells what was asked of it."""
+
+    def __init__(self) -> None:
+        self.submitted: list[StoreOp] = []
+        self.is_closed = False
+        self.readings = 0
+        self.may_read = threading.Event()
+
+    def start(self, notify: Callable[..., None]) -> None:
+        pass
+
+    def survey(self) -> None:
+        pass
+
+    def submit(self, *ops: StoreOp) -> None:
+        self.submitted += ops
+
+    def render(self, job: object) -> None:
+        pass
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def summary(self) -> m.DeviceSummary:
+        self.readings += 1
+        self.may_read.wait(5)
+        return m.DeviceSummary(device="cpu", total_gb=1.0, free_gb=1.0)
+
+
+def stopping_driver(part: Recorder, save_uptime: Callable[[float], None]) -> Driver:
+    parts: Any = part
+    return Driver(
+        cast("Hub", StoppingHub()),
+        engine=parts,
+        store=parts,
+        prompts=parts,
+        models=parts,
+        probe=parts,
+        remember_model=lambda _name: None,
+        save_uptime=save_uptime,
+    )
+
+
+async def test_a_stop_on_a_full_disk_closes_the_sessions_and_the_store_all_the_same():
+    def full(_uptime_s: float) -> None:
+        raise ConfigError("server.json: cannot be written (No space left on device)")
+
+    part = Recorder()
+    stopping_driver(part, full).stop()
+    assert [type(op) for op in part.submitted] == [Close]
+    assert part.is_closed
+
+
+async def test_a_device_that_does_not_answer_is_not_asked_again_until_it_does():
+    part = Recorder()
+    driver = stopping_driver(part, lambda _uptime_s: None)
+    for _ in range(100):
+        driver._read_memory()
+    part.may_read.set()
+    await asyncio.to_thread(driver._inspector.shutdown)
+    assert part.readings == 1
+    driver.stop()
