@@ -19,7 +19,6 @@ from typing import Final, Literal
 
 from llmws.errors import ConfigError, StorageError
 from llmws.store.folder import (
-    SessionFolder,
     Site,
     create_session,
     delete_session,
@@ -28,6 +27,7 @@ from llmws.store.folder import (
     prepare,
     reseal_session,
 )
+from llmws.store.lane import Lane, NotOpenError, Reseal
 from llmws.store.survey import Surveyor
 from llmws.store_api import (
     Append,
@@ -41,7 +41,6 @@ from llmws.store_api import (
     DropBuffer,
     Dropped,
     Failed,
-    Flushed,
     Keep,
     LogName,
     Open,
@@ -65,42 +64,6 @@ _TASK_THREADS: Final = 4
 _RESEAL_TIMEOUT_S: Final = 60
 
 
-class _NotOpenError(Exception):
-    """An operation came for a session that is not open, most likely one that has just failed."""
-
-
-class _Reseal:
-    """The store's own operation: brings a session that nobody has open under the newest master key."""
-
-    __slots__ = ("done", "session_id")
-
-    def __init__(self, session_id: str) -> None:
-        self.session_id = session_id
-        self.done = threading.Event()
-
-
-class _Lane:
-    """One session's place in the store: what is queued for it and its folder while it is open.
-
-    `busy` is guarded by the store's lock; `folder` and `failed` belong to the thread that works on the lane.
-    """
-
-    __slots__ = ("busy", "failed", "folder", "ops", "session_id")
-
-    def __init__(self, session_id: str) -> None:
-        self.session_id = session_id
-        self.ops: deque[StoreOp | _Reseal] = deque()
-        self.busy = False
-        self.failed = False
-        self.folder: SessionFolder | None = None
-
-    def opened(self) -> SessionFolder:
-        """The folder. Raises _NotOpenError."""
-        if self.folder is None:
-            raise _NotOpenError
-        return self.folder
-
-
 class FileStore:
     """Keeps session logs in a state folder that the caller holds (`hold_state_folder`). Implements `SessionStore`.
 
@@ -117,14 +80,14 @@ class FileStore:
         self._site = site
         self._sync_all = durability == "disk"
         self._changed = threading.Condition()
-        self._lanes: dict[str, _Lane] = {}
-        self._ready: deque[_Lane] = deque()
+        self._lanes: dict[str, Lane] = {}
+        self._ready: deque[Lane] = deque()
         self._busy = 0
         self._closing = False
         self._answers: list[StoreEvent] = []
         self._notified = False
         self._notify: Callable[[], None] = lambda: None
-        self._holding: OrderedDict[str, _Lane] = OrderedDict()
+        self._holding: OrderedDict[str, Lane] = OrderedDict()
         self._sync_slots = threading.BoundedSemaphore(_SYNCS_IN_FLIGHT)
         self._syncs = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="llmws-sync")
         self._tasks = ThreadPoolExecutor(_TASK_THREADS, thread_name_prefix="llmws-store")
@@ -151,18 +114,9 @@ class FileStore:
         """See `SessionStore`."""
         self._surveyor.request()
 
-    def submit(self, *ops: StoreOp | _Reseal) -> None:
+    def submit(self, *ops: StoreOp) -> None:
         """See `SessionStore`."""
-        with self._changed:
-            if self._closing:
-                raise RuntimeError("the store is closed")
-            for op in ops:
-                lane = self._lanes.get(op.session_id)
-                if lane is None:
-                    lane = self._lanes[op.session_id] = _Lane(op.session_id)
-                lane.ops.append(op)
-                if not lane.busy:
-                    self._make_ready(lane)
+        self._queue(*ops)
 
     def take(self) -> list[StoreEvent]:
         """See `SessionStore`."""
@@ -184,22 +138,34 @@ class FileStore:
 
     # --- lanes -----------------------------------------------------------------------------------------------------
 
-    def _make_ready(self, lane: _Lane) -> None:
+    def _queue(self, *ops: StoreOp | Reseal) -> None:
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the store is closed")
+            for op in ops:
+                lane = self._lanes.get(op.session_id)
+                if lane is None:
+                    lane = self._lanes[op.session_id] = Lane(op.session_id)
+                lane.ops.append(op)
+                if not lane.busy:
+                    self._make_ready(lane)
+
+    def _make_ready(self, lane: Lane) -> None:
         """Gives a lane with queued operations to the writer. The lock is held."""
         lane.busy = True
         self._busy += 1
         self._ready.append(lane)
         self._changed.notify()
 
-    def _next_round(self) -> list[tuple[_Lane, StoreOp | _Reseal | list[Append]]]:
+    def _next_round(self) -> list[tuple[Lane, StoreOp | Reseal | list[Append]]]:
         """Waits for lanes with work, and takes of each what can be done now. Empty: the store is closed and done."""
         with self._changed:
             while not self._ready and (self._busy or not self._closing):
                 self._changed.wait()
             lanes = [self._ready.popleft() for _ in range(min(len(self._ready), _ROUND_SESSIONS))]
-            return [(lane, _next_work(lane)) for lane in lanes]
+            return [(lane, lane.next_work()) for lane in lanes]
 
-    def _free(self, lanes: Iterable[_Lane]) -> None:
+    def _free(self, lanes: Iterable[Lane]) -> None:
         """Ends the work on lanes."""
         with self._changed:
             for lane in lanes:
@@ -227,8 +193,8 @@ class FileStore:
     def _write(self) -> None:
         while work := self._next_round():
             answers: list[StoreEvent] = []
-            done: list[_Lane] = []
-            to_sync: list[tuple[_Lane, list[LogName]]] = []
+            done: list[Lane] = []
+            to_sync: list[tuple[Lane, list[LogName]]] = []
             for lane, task in work:
                 self._holding[lane.session_id] = lane
                 self._holding.move_to_end(lane.session_id)
@@ -259,7 +225,7 @@ class FileStore:
             elif lane.folder is not None:
                 lane.folder.release()
 
-    def _append(self, lane: _Lane, appends: list[Append], answers: list[StoreEvent]) -> list[LogName]:
+    def _append(self, lane: Lane, appends: list[Append], answers: list[StoreEvent]) -> list[LogName]:
         """Writes what was appended, each log with one write. Returns the logs that must be synced."""
         records: dict[LogName, list[Record]] = {}
         for append in appends:
@@ -269,7 +235,7 @@ class FileStore:
                 lane.opened().logs[log].append(of_log)
             if self._sync_all:
                 return sorted(records)
-            answers += [_progress(lane, log) for log in records]
+            answers += [lane.progress(log) for log in records]
             return sorted({append.log for append in appends if append.sync})
         except Exception as error:  # noqa: BLE001 - see `_failed`
             self._failed(lane, error)
@@ -277,16 +243,16 @@ class FileStore:
 
     # --- the pools' threads ----------------------------------------------------------------------------------------
 
-    def _sync(self, lane: _Lane, logs: list[LogName]) -> None:
+    def _sync(self, lane: Lane, logs: list[LogName]) -> None:
         with self._failures_of(lane):
             for log in logs:
                 lane.opened().logs[log].sync()
-            self._post(*(_progress(lane, log) for log in logs))
+            self._post(*(lane.progress(log) for log in logs))
         self._sync_slots.release()
         self._free([lane])
 
-    def _carry_out(self, lane: _Lane, op: StoreOp | _Reseal) -> None:
-        if isinstance(op, _Reseal):
+    def _carry_out(self, lane: Lane, op: StoreOp | Reseal) -> None:
+        if isinstance(op, Reseal):
             self._carry_out_reseal(lane, op)
         else:
             try:
@@ -295,7 +261,7 @@ class FileStore:
                 self._failed(lane, error, is_opening=isinstance(op, Open))
         self._free([lane])
 
-    def _perform(self, lane: _Lane, op: StoreOp) -> None:
+    def _perform(self, lane: Lane, op: StoreOp) -> None:
         match op:
             case Create():
                 lane.failed = False
@@ -326,7 +292,7 @@ class FileStore:
                 delete_session(self._site, op.session_id, keep_tombstone=op.keep_tombstone)
                 self._post(Deleted(session_id=op.session_id))
 
-    def _open(self, lane: _Lane) -> None:
+    def _open(self, lane: Lane) -> None:
         if lane.folder is not None:
             raise StorageError("the session is open already")
         self._site.keys.refresh()
@@ -342,11 +308,11 @@ class FileStore:
 
     def _reseal(self, session_id: str) -> None:
         """Brings a session under the newest master key, if nobody has it open, and waits for that."""
-        op = _Reseal(session_id)
-        self.submit(op)
+        op = Reseal(session_id)
+        self._queue(op)
         op.done.wait(_RESEAL_TIMEOUT_S)
 
-    def _carry_out_reseal(self, lane: _Lane, op: _Reseal) -> None:
+    def _carry_out_reseal(self, lane: Lane, op: Reseal) -> None:
         try:
             # An open session is resealed when it is closed.
             if lane.folder is None:
@@ -362,17 +328,17 @@ class FileStore:
     # --- failures --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _failures_of(self, lane: _Lane) -> Iterator[None]:
+    def _failures_of(self, lane: Lane) -> Iterator[None]:
         """Turns whatever goes wrong inside into the session's one `Failed`."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - see `_failed`
             self._failed(lane, error)
 
-    def _failed(self, lane: _Lane, error: Exception, *, is_opening: bool = False) -> None:
+    def _failed(self, lane: Lane, error: Exception, *, is_opening: bool = False) -> None:
         """Ends the session's use of its files, once."""
         match error:
-            case _NotOpenError():
+            case NotOpenError():
                 if lane.failed:
                     return
                 message = "the session is not open"
@@ -390,20 +356,3 @@ class FileStore:
             lane.folder.release()
             lane.folder = None
         self._post(Failed(session_id=lane.session_id, message=message, is_opening=is_opening))
-
-
-def _next_work(lane: _Lane) -> StoreOp | _Reseal | list[Append]:
-    """Takes a lane's first operation, or all the appends that it begins with."""
-    op = lane.ops.popleft()
-    if not isinstance(op, Append):
-        return op
-    appends = [op]
-    while lane.ops and isinstance(op := lane.ops[0], Append):
-        appends.append(op)
-        lane.ops.popleft()
-    return appends
-
-
-def _progress(lane: _Lane, log: LogName) -> Flushed:
-    file = lane.opened().logs[log]
-    return Flushed(session_id=lane.session_id, log=log, written=file.last_n, durable=file.durable_n)

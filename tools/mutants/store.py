@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant("an interrupted deletion is not finished", STORE + "folder.py",
            "intersection(site.disk.names(site.sessions)):\n        _remove(site, session_id)\n", "intersection(site.disk.names(site.sessions)):\n        pass\n", CRASHES),
     Mutant("at level disk, what is written is told before it is synced", STORE + "writer.py",
-           "            if self._sync_all:\n", "            answers.extend(_progress(lane, log) for log in records)\n            if self._sync_all:\n", "tests/contract/store/test_files.py"),
+           "            if self._sync_all:\n", "            answers.extend(lane.progress(log) for log in records)\n            if self._sync_all:\n", "tests/contract/store/test_files.py"),
     Mutant("at level disk only what asks for it is synced", STORE + "writer.py",
            'self._sync_all = durability == "disk"', "self._sync_all = False", "tests/contract/store/test_files.py"),
 ]  # fmt: skip
