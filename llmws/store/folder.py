@@ -143,6 +143,10 @@ class SessionFolder:
         data = seal_meta(self._meta, self._session, self._site.keys, self._site.random)
         write_atomically(self._site.disk, self._path / META_NAME, data)
 
+    def mark_told(self) -> None:
+        """What the opening found was told to the hub: from the next writing of meta on, damage is not told again."""
+        self._meta = msgspec.structs.replace(self._meta, conversation_damaged=False)
+
     def keep(self, session: SessionMeta) -> None:
         """Writes meta, and before it what meta speaks of. Raises OSError."""
         self._sync()
@@ -252,7 +256,11 @@ def open_session(site: Site, session_id: str, *, had_failed: bool = False) -> tu
     # A log shorter than what was durable has lost events that clients may have seen, however clean its end is.
     damaged = {log for log in LOGS if found[log].corrupt or found[log].last_n < getattr(old, log).durable_n}
     corrupt_epoch = epoch if "buffer" in damaged else old.corrupt_epoch
-    meta = msgspec.structs.replace(old, epoch=epoch, ends=ends, corrupt_epoch=corrupt_epoch)
+    # A reseal opens a session too, and nobody hears what it finds.
+    conversation_damaged = "conversation" in damaged or old.conversation_damaged
+    meta = msgspec.structs.replace(
+        old, epoch=epoch, ends=ends, corrupt_epoch=corrupt_epoch, conversation_damaged=conversation_damaged
+    )
     folder = SessionFolder(site, session_id, meta, found)
     # Meta before mending: a corrupt file, once mended, no longer shows that positions in it cannot be trusted.
     for log, text in data.items():
@@ -271,7 +279,7 @@ def open_session(site: Site, session_id: str, *, had_failed: bool = False) -> tu
         meta=old.session,
         corrupt_epoch=meta.corrupt_epoch,
         ledger_key=folder.ledger_key,
-        is_conversation_damaged="conversation" in damaged,
+        is_conversation_damaged=conversation_damaged,
     )
 
 

@@ -60,6 +60,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
         epoch: of the newest opening.
         ends: (epoch, last seq) of the openings before it, oldest first, the newest 64.
         corrupt_epoch: the opening that found the buffer log damaged; 0 if none did.
+        conversation_damaged: an opening found the conversation damaged, and the hub was not told yet.
         ledger_key: 32 bytes, drawn when the session was created, so that the ledger outlives every master key.
         session: what the hub keeps here.
     """
@@ -67,6 +68,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     ends: tuple[tuple[int, int], ...] = ()
     corrupt_epoch: int = 0
+    conversation_damaged: bool = False
     ledger_key: bytes
     buffer: LogState
     conversation: LogState
@@ -85,6 +87,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     ends: tuple[tuple[int, int], ...] = ()
     corrupt_epoch: int = 0
+    conversation_damaged: bool = False
     ledger_kid: int = 0
     box: bytes = b""
     buffer: LogState
@@ -108,6 +111,7 @@ def seal_meta(meta: Meta, session: bytes, keys: KeyRing, random: Callable[[int],
             epoch=meta.epoch,
             ends=meta.ends,
             corrupt_epoch=meta.corrupt_epoch,
+            conversation_damaged=meta.conversation_damaged,
             box=_seal_box(box, kid, session, keys, random(_NONCE_BYTES)),
             buffer=meta.buffer,
             conversation=meta.conversation,
@@ -142,6 +146,7 @@ def open_meta(data: bytes, session: bytes, keys: KeyRing) -> Meta:
         epoch=body.epoch,
         ends=body.ends,
         corrupt_epoch=body.corrupt_epoch,
+        conversation_damaged=body.conversation_damaged,
         ledger_key=box.ledger_key,
         buffer=body.buffer,
         conversation=body.conversation,

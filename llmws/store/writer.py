@@ -302,6 +302,7 @@ class FileStore:
             self._post(Unknown(session_id=lane.session_id))
         else:
             lane.folder, answer = opened
+            lane.folder.mark_told()
             self._post(answer)
 
     # --- keys ------------------------------------------------------------------------------------------------------

@@ -307,6 +307,26 @@ def test_a_reseal_that_fails_is_no_failure_of_the_session(file_world, key_file, 
     assert len(client.ask(Open(session_id=ID), Opened).conversation) == 1
 
 
+def test_a_conversation_that_a_reseal_found_damaged_is_told_to_the_next_that_opens_it_and_then_no_more(
+    file_world, key_file
+):
+    client = file_world.start()
+    client.ask(create(), Created)
+    client.submit(said(1), said(2))
+    close(client)
+    path = file_world.site.sessions / ID / "conversation.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"n":1,', b'{"n":7,'))
+    write_key_file(key_file, keys(1, 2))
+    survey(client)
+    survey(client)
+    assert references(file_world.site) == {2: 1}
+    told = []
+    for _ in range(2):
+        told.append(client.ask(Open(session_id=ID), Opened).is_conversation_damaged)
+        close(client)
+    assert told == [True, False]
+
+
 def test_a_store_that_is_closed_in_the_middle_of_a_survey_stops(file_world):
     client = file_world.start()
     client.ask(create(), Created)

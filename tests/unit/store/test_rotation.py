@@ -124,6 +124,24 @@ def test_without_room_a_conversation_stays_under_its_old_key(site, disk, faults)
     assert opened.conversation == messages(3)
 
 
+def test_what_a_reseal_finds_damaged_is_told_until_the_hub_that_heard_of_it_writes_meta(site):
+    conversed(site)
+    path = site.sessions / ID / "conversation.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"n":2,', b'{"n":7,'))
+    both = under(site, BOTH)
+    reseal_session(both, ID)
+    for _ in range(2):
+        folder, opened = open_session(both, ID)
+        folder.mark_told()
+        folder.release()
+        assert (opened.conversation, opened.is_conversation_damaged) == (messages(1), True)
+    folder.keep(META)
+    folder.release()
+    folder, opened = open_session(both, ID)
+    folder.release()
+    assert not opened.is_conversation_damaged
+
+
 @pytest.mark.parametrize("call", ["write", "sync", "replace", "sync_folder", "truncate", "open", "read"])
 def test_a_reseal_that_fails_anywhere_loses_nothing_and_can_be_repeated(site, disk, call):
     conversed(site)
