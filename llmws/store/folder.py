@@ -299,14 +299,19 @@ def delete_session(site: Site, session_id: str, *, keep_tombstone: bool = True) 
         _remove_tombstones(site, [tombstone])
 
 
-def reseal_session(site: Site, session_id: str) -> None:
+def reseal_session(site: Site, session_id: str, *, had_failed: bool = False) -> None:
     """Brings a session that is not open under the newest master key, by an opening and a close.
+
+    Args:
+        site: where it is.
+        session_id: which.
+        had_failed: as for `open_session`.
 
     Raises:
         OSError: the disk failed.
         StorageError: a master key is missing, or a log is damaged.
     """
-    if opened := open_session(site, session_id):
+    if opened := open_session(site, session_id, had_failed=had_failed):
         folder, answer = opened
         try:
             folder.close(answer.meta)

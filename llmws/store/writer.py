@@ -317,7 +317,8 @@ class FileStore:
         try:
             # An open session is resealed when it is closed.
             if lane.folder is None:
-                reseal_session(self._site, lane.session_id)
+                reseal_session(self._site, lane.session_id, had_failed=lane.failed)
+                lane.failed = False
         except (OSError, StorageError) as error:
             _logger.warning("session %s stays under an older master key: %s", lane.session_id, error)
             lane.failed = True

@@ -63,6 +63,7 @@ class SteeredDisk:
         self.waiting = threading.Event()
         self.writes = self.syncs = 0
         self.sync_error = self.names_error = 0
+        self.replaced: list[str] = []
         self._disk = OsDisk()
 
     def __getattr__(self, name: str):
@@ -71,6 +72,10 @@ class SteeredDisk:
     def write(self, handle: int, data: bytes) -> int:
         self.writes += 1
         return self._disk.write(handle, data)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self.replaced.append(target.name)
+        self._disk.replace(source, target)
 
     def names(self, folder: Path) -> list[str]:
         if self.names_error:
@@ -305,6 +310,23 @@ def test_a_reseal_that_fails_is_no_failure_of_the_session(file_world, key_file, 
     survey(client)
     assert client.passed == []
     assert len(client.ask(Open(session_id=ID), Opened).conversation) == 1
+
+
+def test_a_log_whose_fdatasync_failed_is_copied_by_a_reseal_too(file_world, key_file, disk):
+    """The kernel may hold its pages for clean: a second fdatasync that succeeds would prove nothing."""
+    client = file_world.start()
+    client.ask(create(), Created)
+    client.ask(append(1), Flushed)
+    disk.sync_error = errno.EIO
+    client.ask(append(2, sync=True), Failed)
+    write_key_file(key_file, keys(1, 2))
+    disk.replaced.clear()
+    survey(client)
+    survey(client)
+    assert disk.replaced == ["buffer.jsonl", "meta.json", "meta.json"]
+    disk.replaced.clear()
+    assert client.ask(Open(session_id=ID), Opened).records == (event(1), event(2))
+    assert disk.replaced == ["meta.json"]
 
 
 def test_a_conversation_that_a_reseal_found_damaged_is_told_to_the_next_that_opens_it_and_then_no_more(
