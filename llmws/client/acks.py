@@ -2,8 +2,8 @@
 
 Two things travel in one `ack` and are kept apart here. The *floor* says what the server may forget: it moves when the
 caller has consumed an answer to its end, so that a client killed in the middle of one can still get it whole by the
-session's id alone. The *window* says what the server may send: it moves as events arrive, because unread answers take
-no more memory than their text.
+session's id alone. Only where the server pauses an answer until more is acknowledged must it move earlier. The *window*
+says what the server may send: it moves as events arrive, because unread answers take no more memory than their text.
 
 Invariant: nothing is acknowledged that the caller has not consumed.
 """
@@ -17,6 +17,8 @@ from llmws.protocol import messages as m
 
 LONGEST_UNACKNOWLEDGED: Final = 16_384
 """An answer with more events than this is acknowledged in parts, so that a server need not keep all of it."""
+_PARTS: Final = 4
+"""Once paused, so many acknowledgements for what the server was then found to keep: it goes on at the half of it."""
 
 
 class Acknowledgements:
@@ -28,8 +30,9 @@ class Acknowledgements:
 
     def __init__(self, window: int) -> None:
         self._window = window
-        self._terminals: deque[int] = deque()
+        self._marks: deque[int] = deque()  # events that the floor moves to as soon as they are consumed
         self._floor = 0
+        self._longest = LONGEST_UNACKNOWLEDGED
         self._acknowledged = 0
         self._base = 0
         self._granted = 0
@@ -48,19 +51,29 @@ class Acknowledgements:
 
     def moved(self, position: int) -> None:
         """A snapshot set the position: numbers beyond it mean nothing any more."""
-        self._terminals = deque(seq for seq in self._terminals if seq <= position)
+        self._marks = deque(seq for seq in self._marks if seq <= position)
         self._floor = min(self._floor, position)
         self._base = position
         self._granted = position + self._window
 
     def restarted(self) -> None:
         """The session is another one: its numbers begin again."""
-        self._terminals.clear()
+        self._marks.clear()
         self._floor = 0
+        self._longest = LONGEST_UNACKNOWLEDGED
+
+    def paused(self, seq: int) -> None:
+        """The server generates nothing more before an acknowledgement; `seq` is the newest event that was applied.
+
+        Until the next end of a request what is consumed is acknowledged in parts that keep it from pausing again.
+        """
+        self._marks.append(seq)
+        self._longest = min(self._longest, max(0, seq - self._floor) // _PARTS)
 
     def ended(self, seq: int) -> None:
         """The event `seq`, just applied, ends a request."""
-        self._terminals.append(seq)
+        self._marks.append(seq)
+        self._longest = LONGEST_UNACKNOWLEDGED
 
     def due(self, *, applied: int, consumed: int) -> m.Ack | None:
         """The `ack` to send now, if any.
@@ -70,9 +83,9 @@ class Acknowledgements:
             consumed: every event up to this seq was consumed.
         """
         consumed = min(consumed, applied)
-        while self._terminals and self._terminals[0] <= consumed:
-            self._floor = max(self._floor, self._terminals.popleft())
-        if consumed - self._floor > LONGEST_UNACKNOWLEDGED:
+        while self._marks and self._marks[0] <= consumed:
+            self._floor = max(self._floor, self._marks.popleft())
+        if consumed - self._floor > self._longest:
             self._floor = consumed
         limit = applied + self._window
         if self._floor <= self._acknowledged and limit - self._granted < max(1, self._window // 2):

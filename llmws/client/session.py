@@ -110,6 +110,10 @@ class Session:
         self.session_id = welcome.session_id
         self._cursor.attach(welcome)
         self._acks.attached(floor=welcome.floor_seq, position=self._cursor.last_seq)
+        is_anothers = any(each.request_id not in self._answers for each in welcome.requests)
+        if is_anothers and 0 < welcome.head_seq == self._cursor.last_seq:
+            # It may be paused, and that was said to an earlier client alone: nothing more comes that could tell.
+            self._acks.paused(welcome.head_seq)
         for request in welcome.requests:
             self._answer(request.request_id).is_accepted = True
         for answer in self.open_answers():
@@ -135,6 +139,9 @@ class Session:
             case m.Error(seq=int(seq), request_id=str(request_id)) | m.Done(seq=int(seq), request_id=str(request_id)):
                 self._answer(request_id).receive(message)
                 self._acks.ended(seq)
+            case m.Log(code="paused", seq=int(seq), request_id=str(request_id)):
+                self._answer(request_id).receive(message)
+                self._acks.paused(seq)
             case m.Start() | m.Token() | m.Log(seq=int(), request_id=str()):
                 assert message.request_id is not None
                 self._answer(message.request_id).receive(message)
@@ -256,3 +263,5 @@ class Session:
             answer.reconcile(state, as_of=snapshot.as_of, epoch=snapshot.epoch)
             if state.terminal is not None:
                 self._acks.ended(snapshot.as_of)
+        if any(state.terminal is None for state in snapshot.requests):
+            self._acks.paused(snapshot.as_of)  # it may be: what the server said of that is folded in

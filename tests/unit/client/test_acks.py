@@ -56,3 +56,26 @@ def test_after_a_snapshot_no_number_beyond_it_is_acknowledged():
     acks.attached(floor=0, position=9)
     acks.moved(5)
     assert acks.due(applied=5, consumed=8) is None
+
+
+def test_where_the_server_pauses_everything_consumed_is_acknowledged_at_once_and_then_in_quarters():
+    acks = attached(window=1000)
+    assert acks.due(applied=16, consumed=10) is None
+    acks.paused(16)
+    assert acks.due(applied=16, consumed=10).seq == 10
+    assert acks.due(applied=16, consumed=14) is None
+    assert acks.due(applied=16, consumed=16).seq == 16
+    assert acks.due(applied=25, consumed=20) is None
+    assert acks.due(applied=25, consumed=21).seq == 21
+    acks.ended(26)
+    assert acks.due(applied=26, consumed=25) is None
+    assert acks.due(applied=26, consumed=26).seq == 26
+    assert acks.due(applied=40, consumed=40) is None
+
+
+def test_a_pause_that_was_noticed_early_counts_what_was_not_consumed():
+    """Nothing is acknowledged that was not consumed, and the little that follows is, event by event."""
+    acks = attached(window=1000)
+    acks.paused(2)
+    assert acks.due(applied=2, consumed=0) is None
+    assert acks.due(applied=2, consumed=1).seq == 1

@@ -349,3 +349,34 @@ def test_the_window_moves_as_events_arrive():
         world.work()
         world.receive()
     assert [each for each in world.session.outbox if isinstance(each, m.Ack)] == [m.Ack(seq=0, window=8)]
+
+
+def test_a_pause_is_answered_by_acknowledging_what_was_consumed():
+    world = World()
+    world.ask()
+    for _ in range(3):
+        world.send()
+        world.work()
+        world.receive()
+    world.take()
+    assert world.server.floor == 0
+    paused = m.Log(code="paused", message="", request_id="r0", seq=len(world.server.events) + 1, epoch=1)
+    world.server.events.append(paused)
+    world.server.wire.append(paused)
+    world.receive()
+    world.take()
+    while world.session.outbox:
+        world.send()
+    assert world.server.floor == paused.seq
+
+
+def test_a_pause_that_only_an_earlier_client_was_told_of_is_answered_too():
+    server = PureServer()
+    server.receive(m.Inference(request_id="a", prompt="hi"))
+    server.work()
+    later = Session(
+        session_id="s", position=m.Position(epoch=1, last_seq=1), window=4, mode="takeover", client_name="t"
+    )
+    later.welcomed(server.attach(later.hello(None)))
+    later.settle()
+    assert list(later.outbox) == [m.Ack(seq=1, window=4)]
