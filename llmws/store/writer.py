@@ -103,6 +103,9 @@ class FileStore:
     def start(self, notify: Callable[[], None]) -> None:
         """See `SessionStore`."""
         self._notify = notify
+        for pool in (self._syncs, self._tasks):
+            # Its first thread is there from now on, which `_hand_over` relies on.
+            pool.submit(lambda: None)
         self._writer.start()
         self._surveyor.start()
 
@@ -199,7 +202,7 @@ class FileStore:
                 self._holding[lane.session_id] = lane
                 self._holding.move_to_end(lane.session_id)
                 if not isinstance(task, list):
-                    self._tasks.submit(self._carry_out, lane, task)
+                    _hand_over(self._tasks, self._carry_out, lane, task)
                 elif logs := self._append(lane, task, answers):
                     to_sync.append((lane, logs))
                 else:
@@ -209,7 +212,7 @@ class FileStore:
             self._free(done)
             for lane, logs in to_sync:
                 self._sync_slots.acquire()
-                self._syncs.submit(self._sync, lane, logs)
+                _hand_over(self._syncs, self._sync, lane, logs)
             self._release_idle()
         for lane in self._lanes.values():
             with self._failures_of(lane):
@@ -231,11 +234,12 @@ class FileStore:
         for append in appends:
             records.setdefault(append.log, []).extend(append.records)
         try:
-            for log, of_log in records.items():
-                lane.opened().logs[log].append(of_log)
+            # The buffer first: what a crash keeps from the conversation is taken from there.
+            for log in sorted(records):
+                lane.opened().logs[log].append(records[log])
             if self._sync_all:
                 return sorted(records)
-            answers += [lane.progress(log) for log in records]
+            answers += [lane.progress(log) for log in sorted(records)]
             return sorted({append.log for append in appends if append.sync})
         except Exception as error:  # noqa: BLE001 - see `_failed`
             self._failed(lane, error)
@@ -358,3 +362,10 @@ class FileStore:
             lane.folder.release()
             lane.folder = None
         self._post(Failed(session_id=lane.session_id, message=message, is_opening=is_opening))
+
+
+def _hand_over(pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: object) -> None:
+    """Has a pool's thread do the work."""
+    # Without room for another thread the pool raises, but queues the work before that: its first thread comes to it.
+    with suppress(RuntimeError):
+        pool.submit(work, *arguments)

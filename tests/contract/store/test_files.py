@@ -63,6 +63,7 @@ class SteeredDisk:
         self.waiting = threading.Event()
         self.writes = self.syncs = 0
         self.sync_error = self.names_error = 0
+        self.opened: list[str] = []
         self.replaced: list[str] = []
         self._disk = OsDisk()
 
@@ -72,6 +73,10 @@ class SteeredDisk:
     def write(self, handle: int, data: bytes) -> int:
         self.writes += 1
         return self._disk.write(handle, data)
+
+    def open(self, path: Path, *, create: bool) -> int:
+        self.opened.append(path.name)
+        return self._disk.open(path, create=create)
 
     def replace(self, source: Path, target: Path) -> None:
         self.replaced.append(target.name)
@@ -129,6 +134,31 @@ def test_a_failed_fdatasync_fails_the_session_and_no_other(file_world, disk):
     client.submit(append(2), append(1, session_id=OTHER, sync=True))
     assert client.wait(Flushed, lambda answer: answer.durable == 1).session_id == OTHER
     assert client.ask(Open(session_id=ID), Opened).records == (event(1),)
+
+
+def test_without_room_for_more_threads_one_a_pool_does_all_the_work(file_world, disk, monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    client = file_world.start()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    disk.gate.clear()
+    client.submit(create())
+    assert disk.waiting.wait(TIMEOUT_S)
+    client.submit(create(OTHER))
+    disk.gate.set()
+    assert {client.wait(Created).session_id for _ in range(2)} == {ID, OTHER}
+    client.submit(append(1, sync=True), append(1, sync=True, session_id=OTHER))
+    synced = {client.wait(Flushed, lambda answer: answer.durable == 1).session_id for _ in range(2)}
+    assert synced == {ID, OTHER}
+
+
+def test_of_what_is_written_together_the_buffer_comes_first(file_world, disk):
+    """Whatever the order of submission: what the conversation lacks after a crash is taken from the buffer."""
+    client = file_world.start()
+    client.submit(create(), said(1), append(1), said(2))
+    client.wait(Flushed, lambda answer: (answer.log, answer.written) == ("conversation", 2))
+    assert [name for name in disk.opened if name.endswith(".jsonl")] == ["buffer.jsonl", "conversation.jsonl"]
 
 
 def test_more_sessions_than_file_handles_may_be_open(file_world):
