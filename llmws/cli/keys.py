@@ -81,22 +81,25 @@ def _rotate(_: argparse.Namespace, state: Path, path: Path) -> int:
     from llmws.store.rotation import add_key  # noqa: PLC0415
 
     kid = add_key(path)
-    failures = _reseal_unless_served(state, path)
-    if failures is None:
+    stale = _reseal_unless_served(state, path)
+    if stale is None:
         print(f"key {kid} seals what is new; the running server brings the conversations under it")
         return 0
+    if stale:
+        sessions = f"{stale} session{'' if stale == 1 else 's'}"
+        print(f"key {kid} seals what is new")
+        print(f"llmws: {sessions} could not be brought under it; the server will try again", file=sys.stderr)
+        return 1
     print(f"key {kid} seals what is new; the conversations are under it")
-    if failures:
-        print(f"llmws: {failures} of them could not be; the server will try again", file=sys.stderr)
-    return 1 if failures else 0
+    return 0
 
 
 def _retire(options: argparse.Namespace, state: Path, path: Path) -> int:
     from llmws.store.rotation import RefusedError, open_site, remove_key  # noqa: PLC0415
 
-    _reseal_unless_served(state, path)
+    is_served = _reseal_unless_served(state, path) is None
     try:
-        remove_key(path, options.kid, open_site(state, path))
+        remove_key(path, options.kid, open_site(state, path), is_served=is_served)
     except RefusedError as error:
         print(f"llmws: {error}", file=sys.stderr)
         return 1
@@ -105,7 +108,7 @@ def _retire(options: argparse.Namespace, state: Path, path: Path) -> int:
 
 
 def _reseal_unless_served(state: Path, path: Path) -> int | None:
-    """Brings the sessions under the newest key; returns how many could not be, None if a server has them."""
+    """Brings the sessions under the newest key; returns how many are not, None if a server has them."""
     from llmws.store.lock import try_hold_state_folder  # noqa: PLC0415
     from llmws.store.rotation import open_site, reseal_all  # noqa: PLC0415
 

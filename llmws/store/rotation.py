@@ -1,6 +1,6 @@
 """Master keys come and go: a new one is added, sessions are brought under it, and an old one is removed.
 
-Owns the changes of the key file after it was made; knows nothing of a running server, which notices them by itself.
+Owns the changes of the key file after it was made; a running server notices them by itself, a little later.
 Invariant: a key is removed only while no file of a session names it.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ from llmws.store.survey import look_through
 _logger = logging.getLogger(__name__)
 
 _HEADER_KID: Final = re.compile(rb'^\{"h":1,"alg":"A256GCM","kid":([0-9]{1,10}),', re.MULTILINE)
+
+
+# A running server looks at the key file once a minute.
+_NOTICED_S: Final = 120
 
 
 class RefusedError(Exception):
@@ -45,12 +50,21 @@ def add_key(path: Path, *, random: Callable[[int], bytes] = os.urandom) -> int:
     return kid
 
 
-def remove_key(path: Path, kid: int, site: Site) -> None:
+def remove_key(
+    path: Path, kid: int, site: Site, *, is_served: bool = False, now_s: Callable[[], float] = time.time
+) -> None:
     """Removes a master key from the key file.
+
+    Args:
+        path: the key file.
+        kid: of the key.
+        site: the sessions.
+        is_served: a server has them; until it notices the newest key, it may still seal under the one to be removed.
+        now_s: the wall clock, Unix time.
 
     Raises:
         ConfigError: the file cannot be read or replaced.
-        RefusedError: the key is not there, seals what is new, or some session needs it.
+        RefusedError: the key is not there, seals what is new, or some session needs it or may soon.
     """
     _check_owner(path)
     with alone_with(path):
@@ -65,6 +79,8 @@ def remove_key(path: Path, kid: int, site: Site) -> None:
                 "newest key when its session is closed, at the latest at the server's next start; answers that are not "
                 "acknowledged keep the old one until they are acknowledged or expire. Try again then"
             )
+        if is_served and now_s() - path.stat().st_mtime < _NOTICED_S:
+            raise RefusedError(f"the running server may not have noticed key {max(keys)} yet; try again in two minutes")
         write_key_file(path, {number: key for number, key in keys.items() if number != kid})
 
 
@@ -77,7 +93,7 @@ def references(site: Site) -> Counter[int]:
 
 
 def reseal_all(site: Site) -> int:
-    """Brings every session under the newest master key, while no server runs. Returns how many could not be.
+    """Brings every session under the newest master key, while no server runs. Returns how many are not, after all.
 
     Raises:
         ConfigError: the state folder cannot be used.
@@ -86,14 +102,13 @@ def reseal_all(site: Site) -> int:
         prepare(site)
     except OSError as error:
         raise ConfigError(f"{site.state}: cannot be used ({error.strerror or error})") from None
-    failures = 0
     for session_id in [look.session_id for look in look_through(site) if look.is_stale]:
         try:
             reseal_session(site, session_id)
         except (OSError, StorageError) as error:
             _logger.warning("session %s stays under an older master key: %s", session_id, error)
-            failures += 1
-    return failures
+    # Without room for a copy a reseal leaves the conversation as it is, and that is no error.
+    return sum(look.is_stale for look in look_through(site))
 
 
 def open_site(state: Path, path: Path) -> Site:

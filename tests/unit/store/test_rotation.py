@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import time
 from contextlib import suppress
 
 import msgspec
@@ -12,7 +14,7 @@ from llmws.errors import StorageError
 from llmws.store.folder import Site, create_session, delete_session, open_session, prepare, reseal_session
 from llmws.store.keys import KeyRing, load_keys, read_key_file, write_key_file
 from llmws.store.lock import hold_state_folder
-from llmws.store.rotation import open_site, references
+from llmws.store.rotation import open_site, references, reseal_all
 from llmws.store.survey import look_through
 from llmws.store_api import Record, SessionMeta
 
@@ -111,14 +113,16 @@ def test_a_session_is_stale_until_it_is_resealed_however_it_ended(site):
     assert (stale(site), references(site)) == ([], {2: 2})
 
 
-@pytest.mark.parametrize("faults", [{"write": [0, 0, errno.ENOSPC]}, {"write": [0, 0, -7]}])
-def test_without_room_a_conversation_stays_under_its_old_key(site, disk, faults):
+@pytest.mark.parametrize("fault", [errno.ENOSPC, -7])
+def test_without_room_a_conversation_stays_under_its_old_key(site, disk, fault):
     conversed(site)
-    disk.faults.update(faults)
+    disk.faults["write"] = [0, 0, fault]
     reseal_session(under(site, BOTH), ID)
     assert kids(site.sessions / ID / "conversation.jsonl") == [1, 1]
     assert stale(under(site, BOTH)) == [ID]
-    reseal_session(under(site, BOTH), ID)
+    disk.faults["write"] = [0, 0, fault]
+    assert reseal_all(under(site, BOTH)) == 1
+    assert reseal_all(under(site, BOTH)) == 0
     folder, opened = open_session(under(site, NEW), ID)
     folder.release()
     assert opened.conversation == messages(3)
@@ -263,6 +267,29 @@ def test_beside_a_server_only_the_key_file_is_changed(state, capsys):
     finally:
         lock.close()
     assert {path: path.read_bytes() for path in state.glob("sessions/*/*")} == before
+
+
+def test_beside_a_server_a_key_stays_until_the_server_has_noticed_the_next_one(state, capsys):
+    path = state / "keys" / "master.key"
+    settled(state)
+    keys_command(state, "rotate")
+    lock = hold_state_folder(state)
+    try:
+        assert keys_command(state, "retire", 1) == 1
+        assert "the running server may not have noticed key 2 yet; try again" in capsys.readouterr().err
+        os.utime(path, (time.time() - 121,) * 2)
+        assert keys_command(state, "retire", 1) == 0
+    finally:
+        lock.close()
+    assert sorted(read_key_file(path)) == [2]
+
+
+def test_a_rotation_says_what_it_could_not_bring_under_the_new_key(state, capsys):
+    (state / "sessions" / ID / "conversation.jsonl.new").mkdir()
+    assert keys_command(state, "rotate") == 1
+    shown = capsys.readouterr()
+    assert shown.out == "key 2 seals what is new\n"
+    assert "llmws: 1 session could not be brought under it; the server will try again" in shown.err
 
 
 @pytest.mark.parametrize(("kid", "said"), [(1, "seals what is new"), (9, "there is no key 9")])
