@@ -16,7 +16,7 @@ from typing import Final
 from llmws.errors import StorageError
 from llmws.store.disk import Disk, adopt_draft, draft_of, write_atomically, write_draft
 from llmws.store.keys import missing_key
-from llmws.store.meta import MAX_SEGMENTS, LogState
+from llmws.store.meta import LogState, kept_segments
 from llmws.store.record import HEADER_START, SALT_BYTES, BadLineError, LogKeys, Segment, SegmentCipher
 from llmws.store.recovery import EventIndex, Recovered
 from llmws.store_api import Record
@@ -149,7 +149,7 @@ class LogFile:
         segments = [_with_end(cipher.segment, min(end, self.durable_n)) for cipher, end in self._in_file.items()]
         if goes_on and self._cipher not in self._in_file:
             segments.append(self._cipher.segment)
-        return LogState(first_n=self.first_n, segments=tuple(segments[-MAX_SEGMENTS:]))
+        return LogState(first_n=self.first_n, segments=kept_segments(segments))
 
     def drop_below(self, first_n: int) -> None:
         """Forgets the records below `first_n`; `compact` takes them out of the file, once meta says so too.

@@ -41,7 +41,7 @@ class LogState(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         first_n: records below this number were dropped and are ignored where they are still found.
-        segments: the newest 64, oldest first. The last one may not be in the file yet.
+        segments: those of `kept_segments`, oldest first. The last one may not be in the file yet.
     """
 
     first_n: int
@@ -197,6 +197,17 @@ def _open_box(sealed: bytes, kid: int, session: bytes, keys: KeyRing) -> _Box:
     if len(nonce) < _NONCE_BYTES:
         raise InvalidTag
     return _BOX.decode(AESGCM(keys.box_key(kid, session)).decrypt(nonce, text, _BOX_LABEL + session))
+
+
+def kept_segments(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """What is kept of a log's segments, oldest first: the newest 64, and one for each other master key in the file.
+
+    A log is opened only with all its keys: without one it would look torn where the key's first segment begins.
+    """
+    newest = segments[-MAX_SEGMENTS:]
+    named = {segment.kid for segment in newest}
+    others = {segment.kid: segment for segment in segments[:-MAX_SEGMENTS] if segment.kid not in named}
+    return (*others.values(), *newest)
 
 
 def newest_ends(ends: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

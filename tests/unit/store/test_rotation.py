@@ -191,6 +191,19 @@ def test_without_its_key_a_session_fails_untouched_and_works_when_the_key_is_bac
     assert (opened.conversation, opened.records, opened.corrupt_epoch) == (messages(3), (event(1),), 0)
 
 
+def test_a_key_that_only_the_oldest_of_many_segments_needs_is_missed_too(site):
+    """A segment an opening, while the first event is not acknowledged."""
+    create_session(site, ID, 7, META).release()
+    for n in range(1, 68):
+        folder, _ = open_session(site if n == 1 else under(site, BOTH), ID)
+        folder.logs["buffer"].append([event(n)])
+        folder.close(META)
+    before = (site.sessions / ID / "buffer.jsonl").read_bytes()
+    with pytest.raises(StorageError, match="master key 1 is not in the key file"):
+        open_session(under(site, NEW), ID)
+    assert (site.sessions / ID / "buffer.jsonl").read_bytes() == before
+
+
 def test_an_open_session_whose_key_goes_keeps_writing_and_fails_at_the_next_segment(site):
     path = site.state / "master.key"
     write_key_file(path, BOTH)
