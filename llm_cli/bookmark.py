@@ -94,6 +94,11 @@ class Bookmarks:
             _forget(path)
         return bookmark
 
+    def delete(self, session_id: str) -> None:
+        """Deletes a session's bookmark, if there is one: the session is gone."""
+        with contextlib.suppress(OSError, ValueError):
+            self._path(session_id).unlink()
+
     def last_used(self) -> str | None:
         """Id of the session that was shown last."""
         return next((path.stem for path in self._newest_first()), None)

@@ -61,7 +61,8 @@ class Chat:
         system: the system message for the next prompts.
         config: sampling parameters of the command line.
         models: the server's models, as last listed.
-        sessions: the person's sessions, as last listed.
+        sessions: the person's sessions, as last asked for.
+        shown_sessions: the list of them that the person saw last, which numbers refer to.
         is_admin: whether the token is an admin's, as far as is known.
         draft: what the next prompt begins with, if anything.
     """
@@ -89,6 +90,7 @@ class Chat:
         self.config: Sampling | None = None
         self.models: list[ModelEntry] = []
         self.sessions: list[SessionEntry] = []
+        self.shown_sessions: list[SessionEntry] = []
         self.is_admin = True
         self.draft: Draft | None = None
         self.say = say
@@ -201,13 +203,22 @@ class Chat:
         self.begin(session_id)
         await self.attempted()
 
+    def deleted(self, session_id: str) -> None:
+        """Forgets what was kept here of a session that the server no longer has."""
+        self._left.pop(session_id, None)
+        self._bookmarks.delete(session_id)
+
+    async def title_of(self, session_id: str | None) -> str | None:
+        """What a session is called now."""
+        return next((each.title for each in await self.list_sessions() if each.session_id == session_id), None)
+
     async def list_models(self) -> list[ModelEntry]:
         """The server's models; kept, so that what is typed can be checked and completed."""
         self.models = await self.client.models()
         return self.models
 
     async def list_sessions(self) -> list[SessionEntry]:
-        """The person's sessions; kept, so that they can be chosen by number."""
+        """The person's sessions; kept, so that what is typed can be completed."""
         self.sessions = await self.client.sessions()
         return self.sessions
 

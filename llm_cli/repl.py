@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +61,7 @@ class Repl:
         self._chat.model = options.model
         self._chat.system = options.system
         self._chat.config = config
+        self._draft: Draft | None = None
         self._prompt: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
@@ -68,7 +69,7 @@ class Repl:
             history=_history(state_dir() / "llm" / "history"),
             completer=CommandCompleter(self._chat),
             complete_while_typing=False,
-            key_bindings=_keys(),
+            key_bindings=_keys(cleared=self._drop_draft),
             bottom_toolbar=lambda: toolbar(self._chat.view),
             enable_open_in_editor=True,
             tempfile_suffix=".md",
@@ -85,10 +86,10 @@ class Repl:
             await self._chat.attempted()
             await self._catch_up()
         while not self._wants_to_leave and self._chat.client.failure is None:
-            draft, self._chat.draft = self._chat.draft, None
-            text = await self._read(draft.text if draft else "")
+            self._draft, self._chat.draft = self._chat.draft, None
+            text = await self._read(self._draft.text if self._draft else "")
             if text.strip():
-                await self._attend(self._act(text, draft))
+                await self._attend(self._act(text, self._draft))
             await self._catch_up()
         return await self._leave()
 
@@ -112,6 +113,12 @@ class Repl:
             return ""
         self._was_warned = False
         return text
+
+    def _drop_draft(self) -> None:
+        """What is typed from now on is a question of its own."""
+        if self._draft is not None:
+            self._draft = None
+            self._note("the conversation stays as it is")
 
     @staticmethod
     async def _confirm(question: str) -> bool:
@@ -263,7 +270,8 @@ def _history(path: Path) -> FileHistory:
     return FileHistory(str(path))
 
 
-def _keys() -> KeyBindings:
+def _keys(*, cleared: Callable[[], None]) -> KeyBindings:
+    """The keys; `cleared` is called when Ctrl-C throws away what was typed."""
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -278,6 +286,7 @@ def _keys() -> KeyBindings:
     def _clear_or_leave(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             event.current_buffer.reset()
+            cleared()
         else:
             event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 

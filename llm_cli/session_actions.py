@@ -20,13 +20,11 @@ from llmws.protocol.messages import HistoryMessage
 
 Action = Callable[[Chat, str], Awaitable[None]]
 
-MOST_LISTED: Final = 1000
-"""A server lists no more sessions than this; older ones can only be named by their whole id."""
 _HISTORY_DEFAULT: Final = 10
 
 
 async def _sessions(chat: Chat, _argument: str) -> None:
-    found = await chat.list_sessions()
+    chat.shown_sessions = found = await chat.list_sessions()
     columns = shutil.get_terminal_size().columns
     chat.say(sessions.listing(found, present=chat.client.session_id, now_s=time.time(), columns=columns))
     chat.say("/session N goes to one of them, /forget N deletes one")
@@ -67,8 +65,7 @@ async def _title(chat: Chat, argument: str) -> None:
         updated = await chat.client.update_session(title=None if argument == "-" else argument)
         title = updated.title
     else:
-        own = chat.client.session_id
-        title = next((each.title for each in await chat.list_sessions() if each.session_id == own), None)
+        title = await chat.title_of(chat.client.session_id)
     chat.say(f"title: {clean_line(title)}" if title else "this session has no title; /title TEXT gives it one")
 
 
@@ -76,14 +73,17 @@ async def _forget(chat: Chat, argument: str) -> None:
     session_id = await _chosen(chat, argument) if argument else chat.client.session_id
     assert session_id is not None, "who is connected has a session"
     is_own = session_id == chat.client.session_id
+    title = await chat.title_of(session_id)
     which = "this session" if is_own else f"session {session_id}"
-    if not await chat.confirm(f"delete {which} and all that was said in it? y/N "):
+    name = f" ({sessions.shortened(title, 60)})" if title else ""
+    if not await chat.confirm(f"delete {which}{name} and all that was said in it? y/N "):
         chat.say("nothing was deleted")
         return
     await chat.client.end_session(session_id)
     chat.say(f"deleted session {session_id}")
     if is_own:
         await chat.go_to(None)
+    chat.deleted(session_id)
 
 
 async def _history(chat: Chat, argument: str) -> None:
@@ -110,12 +110,12 @@ async def _edit(chat: Chat, _argument: str) -> None:
 
 async def _export(chat: Chat, argument: str) -> None:
     path = files.path_of(argument)
-    if path.suffix not in files.SUFFIXES:
+    if path.suffix.lower() not in files.SUFFIXES:
         raise ValueError(f"let the file's name end in {' or '.join(files.SUFFIXES)}")
     messages = branch(await chat.client.conversation())
     if not messages:
         raise ValueError("nothing was said in this session yet")
-    title = next((each.title for each in await chat.list_sessions() if each.session_id == chat.client.session_id), None)
+    title = await chat.title_of(chat.client.session_id)
     found = files.transcript(messages, title=title, session_id=chat.client.session_id)
     try:
         files.write(found, path, mode="x")
@@ -124,13 +124,14 @@ async def _export(chat: Chat, argument: str) -> None:
             chat.say("nothing was written")
             return
         files.write(found, path, mode="w")
-    chat.say(f"wrote {len(messages)} messages to {clean_line(str(path))}")
+    chat.say(f"wrote {len(messages)} message{'' if len(messages) == 1 else 's'} to {clean_line(str(path))}")
 
 
 async def _import(chat: Chat, argument: str) -> None:
     messages = files.read(files.path_of(argument))
     await chat.client.import_messages(messages)
-    chat.say(f"imported {len(messages)} messages; the next question follows the last of them")
+    count = "1 message" if len(messages) == 1 else f"{len(messages)} messages"
+    chat.say(f"imported {count}; the next question follows the last of them")
 
 
 SESSION_ACTIONS: Final[dict[str, Action]] = {
@@ -157,12 +158,11 @@ async def _chosen(chat: Chat, argument: str) -> str:
         if _is_uuid(argument):
             return argument.lower()
         raise ValueError("not connected: give the session's whole id")
-    # A number means a line of the list that the person has seen, which may be out of date by now.
-    entries = chat.sessions if argument.isdecimal() and chat.sessions else await chat.list_sessions()
+    entries = await chat.list_sessions()
     try:
-        return sessions.pick(argument, entries)
+        return sessions.pick(argument, entries, shown=chat.shown_sessions)
     except ValueError:
-        if len(entries) < MOST_LISTED or not _is_uuid(argument):
+        if len(entries) < sessions.MOST_LISTED or not _is_uuid(argument):
             raise
         return argument.lower()
 

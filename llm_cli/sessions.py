@@ -11,19 +11,26 @@ from typing import Final
 from llm_cli.render import clean_line
 from llmws.protocol.messages import SessionEntry
 
+MOST_LISTED: Final = 1000
+"""A server lists no more sessions than this; older ones can only be named by their whole id."""
 _ID_CHARS: Final = 8
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-def pick(argument: str, entries: Sequence[SessionEntry]) -> str:
-    """The id of the session with that number in the list, counted from 1, or whose id begins so.
+def pick(argument: str, entries: Sequence[SessionEntry], *, shown: Sequence[SessionEntry]) -> str:
+    """The id of the session with that number in the list that the person has seen, or whose id begins so.
+
+    Args:
+        argument: a number, counted from 1, or the beginning of an id.
+        entries: the sessions that there are now.
+        shown: the list that was shown last.
 
     Raises:
         ValueError: there is none, or more than one.
     """
-    if argument.isdecimal() and len(argument) <= len(str(len(entries))):
-        if 0 < int(argument) <= len(entries):
-            return entries[int(argument) - 1].session_id
+    if argument.isdecimal() and len(argument) <= len(str(MOST_LISTED)):
+        if 0 < int(argument) <= len(shown):
+            return shown[int(argument) - 1].session_id
         raise ValueError(f"there is no session {argument}; /sessions lists them")
     found = [entry.session_id for entry in entries if entry.session_id.startswith(argument.lower())]
     if len(found) == 1:

@@ -6,6 +6,8 @@ Knows neither servers nor terminals. Invariant: what `to_json` gives, `from_json
 from __future__ import annotations
 
 import os
+import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -63,6 +65,8 @@ def from_json(data: bytes) -> list[ChatMessage]:
         return msgspec.json.decode(b'{"messages":' + data + b"}" if is_list else data, type=Transcript).messages
     except msgspec.ValidationError as error:
         raise ValueError(f"holds no conversation: {error}") from None
+    except RecursionError:
+        raise ValueError("holds no conversation: it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise ValueError("is not JSON") from None
 
@@ -73,20 +77,30 @@ def path_of(name: str) -> Path:
 
 
 def write(found: Transcript, path: Path, *, mode: Literal["x", "w"]) -> None:
-    """Writes a transcript in the format that the file's name asks for.
+    """Writes a transcript in the format that the file's name asks for, readable by its owner alone.
 
     Args:
         found: the transcript.
         path: ends in one of `SUFFIXES`.
-        mode: `w` replaces a file that is there.
+        mode: `w` replaces a file that is there, once the new one is written.
 
     Raises:
         FileExistsError: there is a file, and `mode` is `x`.
-        ValueError: it cannot be written.
+        ValueError: it cannot be written; what was there is still there.
     """
+    text = to_json(found) if path.suffix.lower() == ".json" else to_markdown(found)
     try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(to_json(found) if path.suffix == ".json" else to_markdown(found))
+        if mode == "x":
+            _write_new(path, text)
+        else:
+            path = path.resolve()  # a link stays one
+            beside = path.with_name(f".llm-{secrets.token_hex(8)}.tmp")
+            _write_new(beside, text)
+            try:
+                beside.replace(path)
+            except OSError:
+                beside.unlink()
+                raise
     except FileExistsError:
         raise
     except OSError as error:
@@ -100,7 +114,9 @@ def read(path: Path) -> list[ChatMessage]:
         ValueError: it cannot be read, or holds none.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:  # noqa: PTH123 - Path.open takes no opener
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError(f"{path} is not a regular file")
             data = file.read(LONGEST_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
@@ -110,6 +126,23 @@ def read(path: Path) -> list[ChatMessage]:
         return from_json(data)
     except ValueError as error:
         raise ValueError(f"{path} {error}; /import takes what /export FILE.json writes") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens without waiting, as a pipe would be waited for until somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Writes a file that is not there yet; one that cannot be written to its end is taken away again."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        try:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink()
+            raise
 
 
 def file_words(typed: str, suffixes: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -124,5 +157,5 @@ def file_words(typed: str, suffixes: Sequence[str]) -> Iterator[tuple[str, str]]
         if path.name.startswith(beginning) and not is_hidden and path.name.isprintable():
             if path.is_dir():
                 yield f"{before}{slash}{path.name}/", ""
-            elif path.suffix in suffixes:
+            elif path.suffix.lower() in suffixes:
                 yield f"{before}{slash}{path.name}", ""

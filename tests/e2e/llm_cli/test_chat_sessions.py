@@ -36,6 +36,7 @@ async def test_sessions_are_listed_and_gone_to_by_number(server, tmp_path):
         await says(terminal, "/session new", f"to come back to this session: llm --session {first}")
         await says(terminal, "why", "because\n")
         await says(terminal, "/sessions", "2 messages  my talk", "/session N goes to one of them")
+        await says(terminal, "/title another", "title: another")
         await says(terminal, "/session 2", f"session {first} (my talk); /history shows what was said")
         await says(terminal, "/history", "user: hi", "assistant: Hello")
         await says(terminal, f"/session {first[:8]}", "this is that session")
@@ -103,8 +104,8 @@ async def test_a_draft_that_is_not_sent_changes_nothing(server, tmp_path):
         await terminal.sees("model scripted")
         await says(terminal, "hi", "Hello\n")
         await says(terminal, "/edit", "change the question", "> hi")
-        terminal.type("\x03\x03")
-        await terminal.sees("Ctrl-C again")
+        terminal.type("\x03")
+        await terminal.sees("the conversation stays as it is")
         await says(terminal, "why", "because\n")
     assert [each.parent_id for each in server.of_type(m.Inference)] == [None, None]
 

@@ -88,6 +88,14 @@ def test_the_bookmark_of_an_open_session_is_not_forgotten(bookmarks, tmp_path):
     assert bookmarks.read(ONE) == record(ONE, last_seq=7)
 
 
+def test_the_bookmark_of_a_deleted_session_is_gone(bookmarks):
+    bookmarks.open(ONE).close()
+    bookmarks.delete(ONE)
+    bookmarks.delete(ONE)
+    bookmarks.delete("../x")
+    assert bookmarks.last_used() is None
+
+
 def test_a_record_after_a_longer_one_is_read(bookmarks):
     bookmark = bookmarks.open(ONE)
     bookmark.save(Record(session_id=ONE, url="ws://h/" + "x" * RECORD_BYTES))

@@ -25,7 +25,13 @@ ENTRIES = [entry(FIRST), entry(SECOND), entry(THIRD)]
     [("1", FIRST), ("3", THIRD), ("6f1", FIRST), ("6F2D", SECOND), (THIRD, THIRD), ("12345678", THIRD)],
 )
 def test_a_session_is_named_by_its_number_or_the_beginning_of_its_id(argument, found):
-    assert pick(argument, ENTRIES) == found
+    assert pick(argument, ENTRIES, shown=ENTRIES) == found
+
+
+def test_a_number_is_that_of_the_list_that_was_seen_whatever_was_asked_for_since():
+    assert pick("1", [entry(THIRD), entry(FIRST)], shown=[entry(SECOND)]) == SECOND
+    with pytest.raises(ValueError, match="there is no session 1; /sessions lists them"):
+        pick("1", ENTRIES, shown=[])
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_a_session_is_named_by_its_number_or_the_beginning_of_its_id(argument, f
 )
 def test_what_is_no_session_is_said(argument, why):
     with pytest.raises(ValueError, match=f"^{why}$"):
-        pick(argument, ENTRIES)
+        pick(argument, ENTRIES, shown=ENTRIES)
 
 
 def test_the_list_is_numbered_and_fits():
