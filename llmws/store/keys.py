@@ -25,7 +25,12 @@ _logger = logging.getLogger(__name__)
 
 KEY_BYTES: Final = 32
 _CREDENTIAL: Final = "master.key"
+_Version = tuple[int, ...]
 _COMMENT: Final = "# llmws master keys. Without this file the sessions cannot be read; with it, anyone can read them.\n"
+
+
+class _UnreadableError(ConfigError):
+    """The system did not let the key file be read, which may pass."""
 
 
 class KeyRing:
@@ -41,7 +46,9 @@ class KeyRing:
         assert all(len(key) == KEY_BYTES for key in keys.values())
         self._keys = dict(keys)
         self._path = path
-        self._version = None if path is None else _version(path)
+        # Not that of the file as it is now: it may have changed since the keys were read.
+        self._version: _Version | None = None
+        self._reported: _Version | None = None
         self._refreshing = threading.Lock()
 
     @property
@@ -65,13 +72,20 @@ class KeyRing:
             version = _version(self._path)
             if version == self._version:
                 return
-            self._version = version
             try:
-                self._keys = read_key_file(self._path)
+                keys = read_key_file(self._path)
             except ConfigError as error:
-                _logger.error("the master keys stay as they were: %s", error)
+                if version != self._reported:
+                    _logger.error("the master keys stay as they were: %s", error)
+                    self._reported = version
+                if isinstance(error, _UnreadableError):
+                    return
             else:
-                _logger.info("master key %d seals from now on; in the key file: %s", self.current, self.kids)
+                self._reported = None
+                if keys != self._keys:
+                    self._keys = keys
+                    _logger.info("master key %d seals from now on; in the key file: %s", self.current, self.kids)
+            self._version = version
 
     def __repr__(self) -> str:
         return f"KeyRing(kids={sorted(self._keys)})"
@@ -172,7 +186,7 @@ def read_key_file(path: Path, *, modes: int = 0o700) -> dict[int, bytes]:
             raise ConfigError(f"{path}: others can read the master key (mode {mode:04o}); fix it: chmod 600 {path}")
         return _parse(path, path.read_text("ascii"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        raise _UnreadableError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a key file; restore it from a backup") from None
 
@@ -188,12 +202,12 @@ def _make(path: Path, key: bytes) -> KeyRing:
     return KeyRing({1: key}, path)
 
 
-def _version(path: Path) -> tuple[int, int, int] | None:
-    """Something that differs between one version of a file and the next; None if it is missing."""
+def _version(path: Path) -> _Version:
+    """Something that differs between one version of a file and the next; empty if it is missing."""
     try:
         status = path.stat()
     except OSError:
-        return None
+        return ()
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 

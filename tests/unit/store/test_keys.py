@@ -1,11 +1,14 @@
 """Where the master keys come from, and what is said when they cannot be used."""
 
 import base64
+import errno
+import os
+from pathlib import Path
 
 import pytest
 
 from llmws.errors import ConfigError, StorageError
-from llmws.store.keys import KeyRing, load_keys
+from llmws.store.keys import KeyRing, load_keys, read_key_file
 
 KEY = bytes(range(32))
 LINE = f"3 {base64.b64encode(KEY).decode()}\n"
@@ -149,6 +152,35 @@ def test_a_file_that_cannot_be_used_any_more_changes_nothing_and_is_reported_onc
     write(path, lines(2, 3))
     ring.refresh()
     assert ring.kids == [2, 3]
+
+
+def test_a_key_that_came_after_the_file_was_read_and_before_there_was_a_ring_is_taken_over(tmp_path):
+    path = write(tmp_path / "k", lines(1))
+    keys = read_key_file(path)
+    write(path, lines(1, 2))
+    ring = KeyRing(keys, path)
+    ring.refresh()
+    assert ring.kids == [1, 2]
+
+
+def test_a_read_that_failed_is_tried_again_and_reported_once(tmp_path, caplog, monkeypatch):
+    path = write(tmp_path / "k", lines(1))
+    ring = load_keys(tmp_path, key_file=path, environ={})
+    write(path, lines(1, 2))
+
+    def refuse(*_: object) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as without_handles:
+        without_handles.setattr(Path, "read_text", refuse)
+        ring.refresh()
+        ring.refresh()
+    assert ring.kids == [1]
+    assert [record.message for record in caplog.records] == [
+        f"the master keys stay as they were: {path}: cannot be read (Too many open files)"
+    ]
+    ring.refresh()
+    assert ring.kids == [1, 2]
 
 
 def test_a_key_that_others_could_read_meanwhile_is_not_taken_over(tmp_path):
