@@ -79,13 +79,20 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prepare(site: Site) -> None:
-    """Makes the folders, and finishes the deletions that a crash interrupted. Raises OSError."""
+    """Makes the folders, finishes the deletions that a crash interrupted, and removes what failed to become a session.
+
+    Raises OSError.
+    """
     for folder in (site.sessions, site.deleted):
         site.disk.make_folder(folder)
     site.disk.sync_folder(site.state)
     tombstones = site.disk.names(site.deleted)
     for session_id in {name.removesuffix(_PASSING) for name in tombstones}.intersection(site.disk.names(site.sessions)):
         _remove(site, session_id)
+    for folder in list_session_folders(site):
+        # A session has its meta before anybody is told of it.
+        if all(name.endswith(DRAFT_SUFFIX) for name in site.disk.names(folder)):
+            _remove(site, folder.name)
     if passing := [name for name in tombstones if name.endswith(_PASSING)]:
         site.disk.sync_folder(site.sessions)
         _remove_tombstones(site, passing)
@@ -300,12 +307,7 @@ def delete_session(site: Site, session_id: str, *, keep_tombstone: bool = True) 
 
 
 def reseal_session(site: Site, session_id: str, *, had_failed: bool = False) -> None:
-    """Brings a session that is not open under the newest master key, by an opening and a close.
-
-    Args:
-        site: where it is.
-        session_id: which.
-        had_failed: as for `open_session`.
+    """Brings a session that is not open under the newest master key, by an opening and a close as in `open_session`.
 
     Raises:
         OSError: the disk failed.

@@ -187,6 +187,28 @@ def test_unfinished_sessions_are_those_with_a_buffer_newest_first(site):
     assert list_unfinished(site) == [ID, other]
 
 
+@pytest.mark.parametrize("call", ["open", "write", "sync", "replace"])
+def test_what_a_creation_that_failed_leaves_is_removed_at_the_next_start(site, disk, call):
+    disk.faults[call] = [errno.ENOSPC]
+    with pytest.raises(OSError, match="No space left"):
+        create_session(site, ID, 7, META)
+    assert (site.sessions / ID).exists()
+    prepare(site)
+    assert list(site.sessions.iterdir()) == []
+    create_session(site, ID, 8, META).release()
+    prepare(site)
+    assert opened(site).meta == META
+
+
+def test_a_folder_with_anything_but_drafts_stays(site):
+    path = killed(site)
+    (path / "meta.json").rename(path / "meta.json.new")
+    (site.sessions / "not a session").mkdir()
+    prepare(site)
+    assert {file.name for file in path.iterdir()} == {"buffer.jsonl", "meta.json.new"}
+    assert (site.sessions / "not a session").exists()
+
+
 # --- torn, damaged, forged -----------------------------------------------------------------------------------------
 
 
