@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from llmws.engine_api import PromptFailed, PromptJob
-from llmws.prompt.frames import Answer, FrameError, Line, decode_answer, encode
+from llmws.prompt.frames import Answer, FrameError, Line, decode_answer
 from llmws.prompt.limits import MAX_JOB_BYTES, Limits
 from llmws.protocol import ErrorCode
 
@@ -103,14 +103,13 @@ class PromptProcess:
         except EOFError:
             raise NotBegunError(self._ending()) from None
 
-    def ask(self, job: PromptJob) -> Answer:
-        """Hands the job over and waits for its answer.
+    def ask(self, job: PromptJob, body: bytes) -> Answer:
+        """Hands the job, encoded as `body`, over and waits for its answer.
 
         Raises:
             NotBegunError: the process was gone already.
             BrokenOffError: the job is not answered, and the process is to be ended.
         """
-        body = encode(job)
         if len(body) > MAX_JOB_BYTES:
             message = f"the conversation has {len(body)} bytes; at most {MAX_JOB_BYTES} are taken"
             return Answer(PromptFailed(key=job.key, code=ErrorCode.CONTEXT_TOO_LONG, message=message))

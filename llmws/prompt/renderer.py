@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from llmws.engine_api import PromptEvent, PromptFailed, PromptJob
+from llmws.prompt.frames import encode
 from llmws.prompt.limits import DEFAULT_LIMITS, Limits
 from llmws.prompt.process import COMMAND, BrokenOffError, NotBegunError, PromptProcess
 from llmws.protocol import ErrorCode
@@ -99,21 +99,23 @@ class ProcessRenderer:
 
     def _answer(self, job: PromptJob) -> PromptEvent:
         try:
-            return self._ask(job)
+            body = encode(job)
+        except UnicodeEncodeError as error:
+            return _not_handed_over(job, error)
+        try:
+            return self._ask(job, body)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job is answered and the next one served
-            # No message: it may quote the prompt.
-            _log.error("handing over a prompt for %s failed: %s", job.model.path, type(error).__name__)
             self._drop_process()
-            return _failed(job, ErrorCode.INTERNAL, "the prompt could not be handed over")
+            return _not_handed_over(job, error)
 
-    def _ask(self, job: PromptJob) -> PromptEvent:
+    def _ask(self, job: PromptJob, body: bytes) -> PromptEvent:
         # Twice: a process that dies while it is idle must not take the next job with it.
         for _ in range(2):
             process = self._ready_process(patience_s=PATIENCE_S)
             if process is None:
                 return _failed(job, ErrorCode.INTERNAL, "the process that renders prompts does not start")
             try:
-                answer = process.ask(job)
+                answer = process.ask(job, body)
             except NotBegunError as error:
                 _log.warning("prompt process %d before a prompt: %s", process.pid, error)
                 self._drop_process()
@@ -144,18 +146,14 @@ class ProcessRenderer:
     def _start_process(self) -> None:
         try:
             process = PromptProcess(self._command, self._limits)
-        except (OSError, subprocess.SubprocessError) as error:
-            self._start_failed(str(error))
-            return
-        with self._process_lock:
-            self._process = process
-            if self._closing.is_set():
-                process.kill()
-        try:
+            with self._process_lock:
+                self._process = process
+                if self._closing.is_set():
+                    process.kill()
             process.wait_ready()
-        except NotBegunError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread stays and tries again later
             self._drop_process()
-            self._start_failed(str(error))
+            self._start_failed(str(error) or type(error).__name__)
         else:
             self._failed_starts = 0
 
@@ -175,3 +173,9 @@ class ProcessRenderer:
 
 def _failed(job: PromptJob, code: ErrorCode, message: str) -> PromptFailed:
     return PromptFailed(key=job.key, code=code, message=message)
+
+
+def _not_handed_over(job: PromptJob, error: Exception) -> PromptFailed:
+    # No message: it may quote the prompt.
+    _log.error("handing over a prompt for %s failed: %s", job.model.path, type(error).__name__)
+    return _failed(job, ErrorCode.INTERNAL, "the prompt could not be handed over")

@@ -66,10 +66,13 @@ def test_a_job_that_cannot_be_handed_over_is_answered_all_the_same(
     renderer: Renderer, model: ModelRef, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Half a surrogate pair is no Unicode text; no door lets one in."""
+    renderer.ids(model)
+    process = renderer.process
     renderer.ask(model, content="secret \ud800")
     message = "the prompt could not be handed over"
     assert renderer.failure() == PromptFailed(key="k", code=ErrorCode.INTERNAL, message=message)
     assert renderer.ids(model)
+    assert renderer.process.pid == process.pid
     [line] = [record.getMessage() for record in caplog.records]
     assert line == "handing over a prompt for models/good failed: UnicodeEncodeError"
 
@@ -253,8 +256,9 @@ def test_without_a_process_jobs_fail_at_once_and_starts_are_rare(
     assert "the prompt process did not start: ended with status 3" in caplog.records[0].getMessage()
 
 
-def test_a_program_that_is_not_there_is_a_failed_start(model: ModelRef) -> None:
-    with Renderer(command=("/nowhere/python",)) as renderer:
+@pytest.mark.parametrize("program", ["/nowhere/python", "\0"], ids=["not there", "no path at all"])
+def test_a_program_that_cannot_be_run_is_a_failed_start(model: ModelRef, program: str) -> None:
+    with Renderer(command=(program,)) as renderer:
         renderer.ask(model)
         assert renderer.failure().message == "the process that renders prompts does not start"
 
