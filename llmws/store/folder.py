@@ -13,6 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -90,9 +91,10 @@ def prepare(site: Site) -> None:
     for session_id in {name.removesuffix(_PASSING) for name in tombstones}.intersection(site.disk.names(site.sessions)):
         _remove(site, session_id)
     for folder in list_session_folders(site):
-        # A session has its meta before anybody is told of it.
-        if all(name.endswith(DRAFT_SUFFIX) for name in site.disk.names(folder)):
-            _remove(site, folder.name)
+        # A session has its meta before anybody is told of it. One that cannot be looked into must not stop the start.
+        with suppress(OSError):
+            if all(name.endswith(DRAFT_SUFFIX) for name in site.disk.names(folder)):
+                _remove(site, folder.name)
     if passing := [name for name in tombstones if name.endswith(_PASSING)]:
         site.disk.sync_folder(site.sessions)
         _remove_tombstones(site, passing)

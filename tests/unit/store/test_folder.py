@@ -200,13 +200,14 @@ def test_what_a_creation_that_failed_leaves_is_removed_at_the_next_start(site, d
     assert opened(site).meta == META
 
 
-def test_a_folder_with_anything_but_drafts_stays(site):
+def test_a_folder_with_anything_but_drafts_and_what_is_no_session_s_folder_stay(site):
     path = killed(site)
     (path / "meta.json").rename(path / "meta.json.new")
     (site.sessions / "not a session").mkdir()
+    (site.sessions / "00000000-0000-4000-8000-000000000000").touch()
     prepare(site)
     assert {file.name for file in path.iterdir()} == {"buffer.jsonl", "meta.json.new"}
-    assert (site.sessions / "not a session").exists()
+    assert len(list(site.sessions.iterdir())) == 3
 
 
 # --- torn, damaged, forged -----------------------------------------------------------------------------------------
