@@ -24,7 +24,7 @@ that is longer, for a long URL, loses no more than that.
 """
 MOST_SESSIONS: Final = 200
 """Older bookmarks are deleted; their sessions can still be opened by id, from what is unacknowledged."""
-_BUSY_S: Final = 1.0
+_BUSY_S: Final = 0.2
 _POLL_S: Final = 0.005
 
 
@@ -32,6 +32,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A session, where it is, and how far it was shown.
 
     Attributes:
+        is_discovered: whether the server was found on this account, and may be found elsewhere later.
         epoch, last_seq: the last event that was shown whole; no epoch before any.
         chars: characters of answer text after it that were shown too.
         fence: the Markdown code fence that was open there.
@@ -39,6 +40,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     session_id: str
     url: str
+    is_discovered: bool = False
     epoch: int | None = None
     last_seq: int = 0
     chars: int = 0
@@ -72,7 +74,7 @@ class Bookmarks:
         self._folder = folder or state_dir() / "llm" / "sessions"
 
     def read(self, session_id: str) -> Record | None:
-        """A session's bookmark; None when there is none that can be read."""
+        """A session's bookmark; None when there is none that can be read. May wait a moment for its writer."""
         try:
             with self._path(session_id).open("rb") as file:
                 _await_writer(file.fileno())

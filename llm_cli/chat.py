@@ -121,12 +121,8 @@ class Chat:
         """Whether what was missed could be shown now."""
         return self.is_online and self.conversation.is_behind
 
-    def begin(self, session_id: str | None) -> None:
-        """Takes up a session, or a new one, and begins to connect."""
-        if session_id in self._left:
-            shown = self._left.pop(session_id)
-        else:
-            shown = shown_of(self._bookmarks.read(session_id) if session_id else None)
+    def begin(self, session_id: str | None, shown: Shown) -> None:
+        """Takes up a session, or a new one, and begins to connect; `shown`: what of it was shown before."""
         self.view = View()
         self.draft = None
         self._was_attempted.clear()
@@ -156,6 +152,7 @@ class Chat:
             note=self.note,
             failed=lambda error: self.note(exits.explain(error)),
             is_temporary=self._is_temporary and session_id is None,
+            is_discovered=self._target.is_discovered,
         )
         self._opening = asyncio.create_task(self._open(client))
 
@@ -200,7 +197,7 @@ class Chat:
     async def go_to(self, session_id: str | None) -> None:
         """Leaves the present session for another, or a new one."""
         await self.close()
-        self.begin(session_id)
+        self.begin(session_id, await self._shown_of(session_id))
         await self.attempted()
 
     def deleted(self, session_id: str) -> None:
@@ -221,6 +218,13 @@ class Chat:
         """The person's sessions; kept, so that what is typed can be completed."""
         self.sessions = await self.client.sessions()
         return self.sessions
+
+    async def _shown_of(self, session_id: str | None) -> Shown:
+        if session_id is None:
+            return Shown()
+        if session_id in self._left:
+            return self._left.pop(session_id)
+        return shown_of(await asyncio.to_thread(self._bookmarks.read, session_id))
 
     @staticmethod
     async def _open(client: Client) -> None:

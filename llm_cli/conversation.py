@@ -53,13 +53,16 @@ class Conversation:
     Attributes:
         client: the session's client.
         is_caught_up: whether everything of earlier requests was shown.
+        is_temporary: whether nothing is recorded, and `forget` deletes the session.
+        is_watching: whether another person's answer is being shown.
 
     Args:
         shown: what an earlier process has shown.
         display: makes the place where answers go, from what it calls for a record of what it has shown.
         note: shows a line that is not part of an answer.
         failed: called with what an earlier request ended in, if not in `Done`.
-        is_temporary: whether nothing is recorded, and `forget` deletes the session.
+        is_temporary: as the attribute.
+        is_discovered: whether the server was found, not named.
     """
 
     def __init__(
@@ -72,9 +75,11 @@ class Conversation:
         note: Callable[[str], None],
         failed: Callable[[ClientError], None],
         is_temporary: bool = False,
+        is_discovered: bool = False,
     ) -> None:
         self.client = client
-        self._is_temporary = is_temporary
+        self.is_temporary = is_temporary
+        self._is_discovered = is_discovered
         self.is_caught_up = client.session_id is None
         self._was_used = shown.position is not None
         self._screen = screen
@@ -83,6 +88,7 @@ class Conversation:
         self._note = note
         self._failed = failed
         self._running: Generation | None = None
+        self.is_watching = False
 
     @property
     def is_behind(self) -> bool:
@@ -97,7 +103,7 @@ class Conversation:
     @property
     def was_used(self) -> bool:
         """Whether there is anything in the session to come back to."""
-        return self._was_used and self.client.welcome is not None and not self._is_temporary
+        return self._was_used and self.client.welcome is not None and not self.is_temporary
 
     def take_over(self) -> None:
         """Takes the session from the client that has it; what that asked comes before the next question.
@@ -151,6 +157,7 @@ class Conversation:
             await self.catch_up()
         self._was_used = True
         deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
+        noted = ""
         while True:
             await self._screen.write("", self.record(self._shown))
             generation = self.client.generate(prompt, system=system, model=model, config=config, parent_id=parent_id)
@@ -159,12 +166,14 @@ class Conversation:
             except RequestRejectedError as error:
                 if error.code not in _PASSING or asyncio.get_running_loop().time() > deadline_s:
                     raise
-                self._note(f"{clean_line(error.message)}; trying again")
+                if error.message != noted:
+                    noted = error.message
+                    self._note(f"{clean_line(noted)}; trying again")
                 await asyncio.sleep((error.retry_after_ms or 0) / 1000 or _RETRY_S)
 
     def cancel(self) -> bool:
-        """Ends the answer that is being shown; whether there is one."""
-        if self._running is None:
+        """Ends the answer that is being shown; whether there is one, and not another person's that is only watched."""
+        if self._running is None or self.is_watching:
             return False
         self._running.cancel()
         if not self.client.is_connected and self._running.request_id in self.client.running():
@@ -172,21 +181,27 @@ class Conversation:
         return True
 
     async def forget(self) -> None:
-        """Deletes the session if it is a temporary one."""
-        if self._is_temporary and self.client.is_connected:
-            with contextlib.suppress(ClientError, TimeoutError):
-                async with asyncio.timeout(FORGET_TIMEOUT_S):
-                    await self.client.end_session()
+        """Deletes the session if it is a temporary one, whoever has it now; says so if that fails."""
+        session_id = self.client.session_id
+        if not self.is_temporary or session_id is None:
+            return
+        try:
+            async with asyncio.timeout(FORGET_TIMEOUT_S):
+                self.client.take_over()
+                await self.client.end_session()
+        except (ClientError, TimeoutError):
+            self._note(f"this temporary session could not be deleted; /forget {session_id}")
 
     def record(self, shown: Shown) -> Record | None:
         """What to keep on disk when so much was shown; None while there is no session."""
         self._shown = shown
-        if self.client.session_id is None or self._is_temporary:
+        if self.client.session_id is None or self.is_temporary:
             return None
         position = shown.position or self.client.position
         return Record(
             session_id=self.client.session_id,
             url=self.client.url,
+            is_discovered=self._is_discovered,
             epoch=None if position is None else position.epoch,
             last_seq=0 if position is None else position.last_seq,
             chars=shown.chars,
@@ -196,7 +211,7 @@ class Conversation:
     async def _show(self, generation: Generation, *, is_watched: bool = False) -> Done:
         done: Done | None = None
         is_introduced = not is_watched
-        with self._as_running(generation):
+        with self._as_running(generation, is_watched=is_watched):
             try:
                 async for event in generation:
                     if is_watched and isinstance(event, Start):
@@ -211,6 +226,8 @@ class Conversation:
         if not is_introduced:
             await self._tell_question(generation.request_id, "the question was")
         assert done is not None, "an answer that ends without Done raises"
+        if done.finish_reason == "cancelled" and not generation.is_cancel_requested:
+            self._note("the answer was cancelled")
         return done
 
     async def _tell_question(self, request_id: str, lead: str) -> bool:
@@ -224,9 +241,9 @@ class Conversation:
         return asked is not None
 
     @contextlib.contextmanager
-    def _as_running(self, generation: Generation) -> Iterator[None]:
-        self._running = generation
+    def _as_running(self, generation: Generation, *, is_watched: bool) -> Iterator[None]:
+        self._running, self.is_watching = generation, is_watched
         try:
             yield
         finally:
-            self._running = None
+            self._running, self.is_watching = None, False

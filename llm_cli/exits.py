@@ -24,6 +24,8 @@ UNREACHABLE: Final = 3
 UNAUTHORIZED: Final = 4
 GENERATION_FAILED: Final = 5
 INTERRUPTED: Final = 130
+SIGNALLED: Final = 128
+"""With the signal's number added, as shells have it."""
 
 _HINTS: Final[dict[type[ClientError], str]] = {
     UnreachableError: "start a server with `llmws serve`, or name one with --url",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import sys
@@ -11,7 +12,9 @@ from socket import socket
 from llm_cli import exits, target
 from llm_cli.arguments import Options
 from llm_cli.bookmark import Bookmarks
+from llm_cli.conversation import shown_of
 from llm_cli.scribe import scribe
+from llm_cli.show import Shown
 from llmws.client.requests import sampling
 from llmws.protocol.messages import Sampling
 
@@ -33,17 +36,22 @@ def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
         return _usage("the chat is for a person at a terminal; give a prompt")
     record = bookmarks.read(options.session_id) if options.session_id else None
     try:
-        server = target.choose(options, record.url if record else None)
+        server = target.choose(options, record)
         config = sampling(options.sampling) if options.sampling else None
     except ValueError as error:
         return _usage(str(error))
     try:
         with scribe(sys.stdout.encoding) as pieces:
-            return asyncio.run(_main(options, server, prompt, config, pieces, is_interactive=is_interactive))
+            shown = shown_of(record)
+            return asyncio.run(
+                _main(options, server, prompt, config, shown=shown, pieces=pieces, is_interactive=is_interactive)
+            )
     except (KeyboardInterrupt, asyncio.CancelledError):
         return exits.INTERRUPTED
-    except BrokenPipeError:
-        # Nobody reads any more; the interpreter must not complain about that when it flushes at exit.
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno != errno.EIO:
+            raise
+        # Nobody reads any more, or the terminal is gone; at exit the interpreter must not complain about that.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return exits.ERROR
 
@@ -53,17 +61,18 @@ async def _main(
     server: target.Target,
     prompt: str,
     config: Sampling | None,
-    pieces: socket,
     *,
+    shown: Shown,
+    pieces: socket,
     is_interactive: bool,
 ) -> int:
     if is_interactive:
         from llm_cli.repl import Repl  # noqa: PLC0415 - a one-shot answer needs no prompt_toolkit
 
-        return await Repl(options, server, config, scribe=pieces).run()
+        return await Repl(options, server, config, shown, scribe=pieces).run()
     from llm_cli.oneshot import OneShot  # noqa: PLC0415
 
-    return await OneShot(options, server, prompt, config, scribe=pieces).run()
+    return await OneShot(options, server, prompt, config, shown, scribe=pieces).run()
 
 
 def _usage(text: str) -> int:

@@ -11,9 +11,9 @@ from typing import Literal
 
 from llm_cli import exits
 from llm_cli.arguments import Options
-from llm_cli.bookmark import Bookmarks, Record
-from llm_cli.conversation import Conversation, shown_of
-from llm_cli.interrupts import on_interrupt
+from llm_cli.bookmark import Record
+from llm_cli.conversation import Conversation
+from llm_cli.interrupts import on_interrupt, on_termination
 from llm_cli.render import for_output
 from llm_cli.screen import UNRECORDED, Screen
 from llm_cli.show import Display, JsonDisplay, Shown, TextDisplay
@@ -35,7 +35,14 @@ class OneShot:
     """A run of `llm` that ends by itself."""
 
     def __init__(
-        self, options: Options, target: Target, prompt: str, config: m.Sampling | None, *, scribe: socket.socket
+        self,
+        options: Options,
+        target: Target,
+        prompt: str,
+        config: m.Sampling | None,
+        shown: Shown,
+        *,
+        scribe: socket.socket,
     ) -> None:
         self._options = options
         self._prompt = prompt
@@ -43,13 +50,15 @@ class OneShot:
         self._screen = Screen(scribe, unrecorded=lambda: self._note(UNRECORDED))
         self._view = View()
         self._is_interrupted = False
+        self._signal: int | None = None
         self._status = exits.OK
-        shown = shown_of(Bookmarks().read(options.session_id) if options.session_id else None)
         client = Client(
             target.url,
             target.token,
             session_id=options.session_id,
             position=shown.position,
+            # Who is taken over for good cannot delete the session.
+            when_taken_over="observe" if options.temporary else "leave",
             name="llm",
             connect_timeout_s=options.wait_s,
             listen=self._listen,
@@ -64,13 +73,17 @@ class OneShot:
             note=self._note,
             failed=self._failed,
             is_temporary=options.temporary,
+            is_discovered=target.is_discovered,
         )
 
     async def run(self) -> int:
         """Asks, shows and returns the exit status."""
         task = asyncio.current_task()
         assert task is not None
-        with on_interrupt(lambda: self._interrupt(task), task.cancel):
+        with (
+            on_interrupt(lambda: self._interrupt(task), task.cancel),
+            on_termination(lambda number: self._terminate(number, task)),
+        ):
             try:
                 async with self._conversation.client as client:
                     if self._lines is not None:
@@ -83,6 +96,10 @@ class OneShot:
                 if self._lines is not None and isinstance(error, RequestRejectedError):
                     await self._lines.fail(error.error)
                 self._failed(error)
+            except asyncio.CancelledError:
+                if self._signal is None:
+                    raise
+                return exits.SIGNALLED + self._signal
         return exits.INTERRUPTED if self._is_interrupted else self._status
 
     async def _talk(self) -> None:
@@ -113,6 +130,10 @@ class OneShot:
         self._is_interrupted = True
         if not self._conversation.cancel():
             task.cancel()
+
+    def _terminate(self, number: int, task: asyncio.Task[int]) -> None:
+        self._signal = number
+        task.cancel()
 
     def _failed(self, error: ClientError) -> None:
         self._status = exits.status_of(error)

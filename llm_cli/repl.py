@@ -18,17 +18,18 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app_or_none, run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from llm_cli import actions, commands, exits
 from llm_cli.arguments import Options
 from llm_cli.bookmark import Bookmarks
 from llm_cli.chat import Chat, Draft
-from llm_cli.interrupts import on_interrupt
+from llm_cli.interrupts import on_interrupt, on_termination
 from llm_cli.render import clean_line, dim, for_output, wants_colour, wrap
 from llm_cli.screen import UNRECORDED, Screen
 from llm_cli.sessions import shortened
+from llm_cli.show import Shown
 from llm_cli.target import Target
 from llm_cli.transcript import SUFFIXES, file_words
 from llm_cli.view import toolbar
@@ -43,8 +44,11 @@ LOOK_UP_S: Final = 1.0
 class Repl:
     """Reads prompts and commands until the person leaves."""
 
-    def __init__(self, options: Options, target: Target, config: Sampling | None, *, scribe: socket.socket) -> None:
+    def __init__(
+        self, options: Options, target: Target, config: Sampling | None, shown: Shown, *, scribe: socket.socket
+    ) -> None:
         self._options = options
+        self._shown = shown
         self._screen = Screen(scribe, unrecorded=lambda: self._note(UNRECORDED))
         self._chat = Chat(
             target,
@@ -66,7 +70,7 @@ class Repl:
             "> ",
             multiline=True,
             prompt_continuation="  ",
-            history=_history(state_dir() / "llm" / "history"),
+            history=InMemoryHistory() if options.temporary else _history(state_dir() / "llm" / "history"),
             completer=CommandCompleter(self._chat),
             complete_while_typing=False,
             key_bindings=_keys(cleared=self._drop_draft),
@@ -77,11 +81,29 @@ class Repl:
         self._above: set[asyncio.Future[None]] = set()
         self._wants_to_leave = False
         self._was_warned = False
+        self._signal: int | None = None
         self._status = exits.OK
 
     async def run(self) -> int:
         """Chats; returns the exit status."""
-        self._chat.begin(self._options.session_id)
+        task = asyncio.current_task()
+        assert task is not None
+        self._chat.begin(self._options.session_id, self._shown)
+        with on_termination(lambda number: self._terminate(number, task)):
+            try:
+                await self._talk()
+            except asyncio.CancelledError:
+                if self._signal is None:
+                    raise
+            finally:
+                failure = self._chat.client.failure
+                # Before anything more is said: the terminal may be gone.
+                await self._chat.close()
+        return self._leave(failure) if self._signal is None else exits.SIGNALLED + self._signal
+
+    # --- one turn --------------------------------------------------------------------------------------------------
+
+    async def _talk(self) -> None:
         if self._options.session_id is not None:
             await self._chat.attempted()
             await self._catch_up()
@@ -91,9 +113,6 @@ class Repl:
             if text.strip():
                 await self._attend(self._act(text, self._draft))
             await self._catch_up()
-        return await self._leave()
-
-    # --- one turn --------------------------------------------------------------------------------------------------
 
     async def _read(self, beginning: str) -> str:
         """The next input, which begins as given; empty when there is none to act on."""
@@ -144,8 +163,11 @@ class Repl:
     async def _attend(self, work: Coroutine[None, None, None]) -> None:
         """Does something that Ctrl-C ends: first gently, then by leaving."""
         task = asyncio.create_task(work)
+        is_watching = False
 
         def gently() -> None:
+            nonlocal is_watching
+            is_watching = self._chat.conversation.is_watching
             if not self._chat.conversation.cancel():
                 task.cancel()
 
@@ -157,7 +179,8 @@ class Repl:
             try:
                 await task
             except asyncio.CancelledError:
-                self._note("interrupted")
+                if self._signal is None:
+                    self._note("not watching any more; /cancel ends the answer" if is_watching else "interrupted")
             except actions.LeaveError:
                 self._wants_to_leave = True
             except ClientError as error:
@@ -170,14 +193,17 @@ class Repl:
         self._wants_to_leave = True
         self._status = exits.INTERRUPTED
 
-    async def _leave(self) -> int:
-        client, conversation = self._chat.client, self._chat.conversation
-        if client.failure is not None:
-            self._status = exits.status_of(client.failure)
-            self._say(exits.explain(client.failure))
-        await self._chat.close()
-        if conversation.was_used and client.session_id is not None:
-            self._note(f"to come back: llm --session {client.session_id}")
+    def _terminate(self, number: int, task: asyncio.Task[int]) -> None:
+        self._signal = number
+        self._wants_to_leave = True
+        task.cancel()
+
+    def _leave(self, failure: ClientError | None) -> int:
+        if failure is not None:
+            self._status = exits.status_of(failure)
+            self._say(exits.explain(failure))
+        if self._chat.conversation.was_used:
+            self._note(f"to come back: llm --session {self._chat.client.session_id}")
         return self._status
 
     # --- the screen ------------------------------------------------------------------------------------------------

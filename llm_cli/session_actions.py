@@ -50,6 +50,8 @@ async def _session(chat: Chat, argument: str) -> None:
 def _show_session(chat: Chat) -> None:
     if (session_id := chat.client.session_id) is None:
         chat.say("there is no session yet: not connected")
+    elif chat.conversation.is_temporary:
+        chat.say(f"session {session_id}, a temporary one: it is deleted when it is left")
     else:
         chat.say(f"session {session_id}\nto come back: llm --session {session_id}")
 

@@ -114,7 +114,7 @@ def read(path: Path) -> list[ChatMessage]:
         ValueError: it cannot be read, or holds none.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:  # noqa: PTH123 - Path.open takes no opener
+        with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError(f"{path} is not a regular file")
             data = file.read(LONGEST_BYTES + 1)

@@ -46,6 +46,11 @@ class Generation:
         """False when the client attached in the middle: then only the rest arrives here."""
         return self._answer.is_whole
 
+    @property
+    def is_cancel_requested(self) -> bool:
+        """Whether this client has asked to end it; another one may have done so too."""
+        return self._answer.cancel_requested
+
     def cancel(self) -> None:
         """Asks the server to end it; it still ends in `Done`, with `finish_reason` `cancelled`."""
         self._cancel(self._answer.request_id)

@@ -46,6 +46,7 @@ class Terminal:
 
     async def __aenter__(self) -> Self:
         self._master, slave = pty.openpty()
+        self._cooked = termios.tcgetattr(slave)
         termios.tcsetwinsize(slave, (40, 200))
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
@@ -84,6 +85,14 @@ class Terminal:
                     await asyncio.sleep(0.01)
         except TimeoutError:
             raise AssertionError(f"{text!r} was not seen in {self.text!r}") from None
+
+    @property
+    def is_cooked(self) -> bool:
+        """Whether the terminal is as it was before."""
+        return termios.tcgetattr(self._master) == self._cooked
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)

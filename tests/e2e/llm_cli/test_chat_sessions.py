@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 
 import pytest
 
@@ -230,3 +231,63 @@ async def test_a_temporary_session_is_deleted_when_it_is_left(server, tmp_path):
     assert (await run(tmp_path, "--url", server.url, "--temporary", "hi"))[:2] == (0, "Hello\n")
     assert server.sessions == {}
     assert Bookmarks(tmp_path / "llmws" / "llm" / "sessions").last_used() is None
+    assert not (tmp_path / "llmws" / "llm" / "history").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_temporary_session_is_deleted_when_the_chat_is_told_to_end(server, tmp_path, number):
+    async with Terminal(tmp_path, "--url", server.url, "--temporary") as terminal:
+        await terminal.sees("model scripted")
+        await says(terminal, "hi", "Hello\n")
+        terminal.signal(number)
+        assert await terminal.end() == 128 + number
+        assert terminal.is_cooked
+    assert server.sessions == {}
+
+
+async def test_a_temporary_session_that_another_terminal_has_is_taken_back_and_deleted(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url, "--temporary") as terminal:
+        await terminal.sees("model scripted")
+        async with Client(server.url, session_id=server.session().id):
+            await terminal.sees("another client has this session")
+            terminal.type("/session\r")
+            await terminal.sees("a temporary one: it is deleted when it is left")
+            terminal.type("\x04")
+            assert await terminal.end() == 0
+    assert server.sessions == {}
+
+
+async def test_a_temporary_session_that_cannot_be_deleted_is_named(server, tmp_path):
+    server.unknown = {"end_session"}
+    async with Terminal(tmp_path, "--url", server.url, "--temporary") as terminal:
+        await terminal.sees("model scripted")
+        terminal.type("\x04")
+        await terminal.sees(f"could not be deleted; /forget {server.session().id}")
+        assert await terminal.end() == 0
+
+
+async def test_who_watches_an_answer_stops_watching_by_ctrl_c_and_does_not_end_it(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        async with Client(server.url, session_id=server.session().id) as other:
+            await terminal.sees("another client has this session")
+            server.held = True
+            answer = other.generate("why")
+            await terminal.sees("another client asked; the answer:")
+            terminal.type("\x03")
+            await terminal.sees("not watching any more; /cancel ends the answer")
+            assert server.of_type(m.Cancel) == []
+            answer.cancel()
+            assert (await answer).finish_reason == "cancelled"
+
+
+async def test_an_answer_that_another_client_cancels_is_said_to_be(server, tmp_path):
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        server.held = True
+        terminal.type("why\r")
+        server.step(1)
+        await terminal.sees("be")
+        async with Client(server.url, session_id=server.session().id) as other:
+            other.cancel(server.session().open[0])
+            await terminal.sees("the answer was cancelled")

@@ -169,7 +169,7 @@ async def test_a_value_out_of_range_is_status_2(server, tmp_path):
 async def test_a_loading_server_is_waited_for(server, tmp_path):
     server.reject_with = [m.Error(code="model_loading", message="loading", retryable=True, retry_after_ms=1)] * 3
     status, out, err = await run(tmp_path, "--url", server.url, "hi")
-    assert (status, out, err) == (0, "Hello\n", "llm: loading; trying again\n" * 3)
+    assert (status, out, err) == (0, "Hello\n", "llm: loading; trying again\n")
 
 
 async def test_continue_asks_in_the_session_used_last(server, tmp_path):
@@ -268,6 +268,16 @@ async def test_ctrl_c_cancels_the_answer_on_the_server(server, tmp_path):
         assert await llm.end() == 130
     assert [message.request_id for message in server.of_type(m.Cancel)] == list(server.session().requests)
     assert llm.out == b"word0 word1 \n"
+
+
+async def test_told_to_end_it_deletes_a_temporary_session_first(server, tmp_path):
+    server.held = True
+    async with Killable(tmp_path, "--url", server.url, "--temporary", "words") as llm:
+        server.step(2)
+        await llm.reads(b"word1 ")
+        llm.process.send_signal(signal.SIGTERM)
+        assert await llm.end() == 128 + signal.SIGTERM
+    assert server.sessions == {}
 
 
 async def test_a_reader_that_goes_away_ends_it_quietly(server, tmp_path):

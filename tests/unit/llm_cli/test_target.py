@@ -6,7 +6,13 @@ import os
 import pytest
 
 from llm_cli.arguments import parse
+from llm_cli.bookmark import Record
 from llm_cli.target import Target, choose
+
+
+def found(url: str) -> Record:
+    """The bookmark of a session whose server was found on this account."""
+    return Record(session_id="s", url=url, is_discovered=True)
 
 
 @pytest.fixture
@@ -39,7 +45,19 @@ def local(tmp_path, monkeypatch):
     ],
 )
 def test_the_token_goes_only_to_the_server_it_belongs_to(local, argv, remembered, target):
-    assert choose(parse(argv), remembered) == target
+    assert choose(parse(argv), None if remembered is None else found(remembered))[:2] == target[:2]
+
+
+def test_a_server_that_was_named_is_not_taken_for_this_accounts_even_if_it_is_gone(local):
+    named = Record(session_id="s", url="ws://127.0.0.1:9001/v1/ws")
+    assert choose(parse([]), named) == Target("ws://127.0.0.1:9001/v1/ws", None, False)
+
+
+def test_what_was_found_and_not_named_is_known_as_such(local):
+    assert [
+        choose(parse(argv), record).is_discovered
+        for argv, record in [([], None), (["--port", "9000"], None), ([], found("ws://127.0.0.1:9000/v1/ws"))]
+    ] == [True, False, True]
 
 
 def test_without_a_server_it_is_the_default_port(tmp_path, monkeypatch):
@@ -54,7 +72,7 @@ def test_the_token_file_is_read(local, tmp_path):
 
 def test_a_remembered_server_is_kept_while_none_runs_here(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert choose(parse([]), "ws://127.0.0.1:9001/v1/ws").url == "ws://127.0.0.1:9001/v1/ws"
+    assert choose(parse([]), found("ws://127.0.0.1:9001/v1/ws")).url == "ws://127.0.0.1:9001/v1/ws"
 
 
 def test_a_token_file_that_cannot_be_read_is_said_plainly(local, tmp_path):
