@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -103,7 +103,7 @@ async def _delete(chat: Chat, argument: str) -> None:
 
 
 async def _config(chat: Chat, argument: str) -> None:
-    config = await chat.client.config(**dict(_setting(word) for word in argument.split()))
+    config = await chat.client.config(**dict(settings(argument)))
     values = msgspec.structs.asdict(config)
     chat.say(_table((name, json.dumps(value)) for name, value in values.items() if value is not None))
 
@@ -185,20 +185,37 @@ def _listed(chat: Chat, word: str) -> str:
     return found
 
 
-def _setting(word: str) -> tuple[str, SamplingValue]:
-    """`name=value`, the value as JSON or, where it is none, as text."""
-    name, equals, text = word.partition("=")
-    if not equals:
-        raise ValueError(f"{word!r} is not NAME=VALUE")
-    if name not in SETTINGS:
-        meant = nearest(name, SETTINGS) or f"the settings are {', '.join(SETTINGS)}"
-        raise ValueError(f"there is no setting {name}; {meant}")
+def settings(argument: str) -> Iterator[tuple[str, SamplingValue]]:
+    """The settings in `name=value name=value`; a value is JSON, spaces and all, or else a word.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    rest = argument.strip()
+    while rest:
+        word = rest.split(maxsplit=1)[0]
+        name, equals, _ = word.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r} is not NAME=VALUE")
+        if name not in SETTINGS:
+            meant = nearest(name, SETTINGS) or f"the settings are {', '.join(SETTINGS)}"
+            raise ValueError(f"there is no setting {name}; {meant}")
+        value, rest = _value(rest[len(name) + 1 :])
+        yield name, value
+        rest = rest.lstrip()
+
+
+def _value(text: str) -> tuple[SamplingValue, str]:
+    """The value that the text begins with, and what follows it."""
     try:
-        value = json.loads(text)
-    except ValueError:
-        return name, text
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        end = 0
+    if end == 0 or not (end == len(text) or text[end].isspace()):
+        end = next((place for place, char in enumerate(text) if char.isspace()), len(text))
+        return text[:end], text[end:]
     # JSON has one kind of number: 1e3 is as whole as 1000.
-    return name, int(value) if isinstance(value, float) and value.is_integer() else value
+    return (int(value) if isinstance(value, float) and value.is_integer() else value), text[end:]
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:

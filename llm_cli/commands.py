@@ -55,10 +55,11 @@ COMMANDS: Final = (
     Command("export", "FILE", "write this conversation to a file.md or file.json", "server", "exports"),
     Command("import", "FILE", "go on from the conversation in a file.json", "session", "imports"),
     Command("cancel", "", "end this session's requests that still run or wait"),
-    Command("quit", "", "leave; Ctrl-D does the same", "nothing"),
+    Command("quit", "", "leave; /exit, /bye and Ctrl-D do the same", "nothing"),
 )
 
 _BY_NAME: Final = {command.name: command for command in COMMANDS}
+_OTHER_NAMES: Final = {"exit": "quit", "bye": "quit"}
 _COMMAND_LINE: Final = re.compile(r"/([A-Za-z]*)(?:\s+(.*))?\s*\Z", re.DOTALL)
 
 KEYS: Final = (
@@ -88,6 +89,7 @@ def parse(line: str) -> Call | str | None:
     if match is None:
         return None
     name = match.group(1).lower()
+    name = _OTHER_NAMES.get(name, name)
     if name in _BY_NAME:
         return Call(_BY_NAME[name], (match.group(2) or "").strip())
     if not name:

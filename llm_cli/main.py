@@ -29,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, after `--help`, `--version` and wrong usage.
     """
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        return 130  # while it began; later on it is dealt with where it comes
+
+
+def _main(argv: Sequence[str] | None) -> int:
     _fill_standard_streams()
     options = arguments.parse(sys.argv[1:] if argv is None else argv)
     is_interactive = not options.prompt and sys.stdin.isatty()

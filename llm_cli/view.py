@@ -127,7 +127,7 @@ def _connection(view: View) -> str:
 
 def _greeting(view: View, welcome: m.Welcome) -> str | None:
     if welcome.reason == "session_unknown":
-        return "the server no longer has this session; this is a new one"
+        return f"the server no longer has this session; this is a new one: {clean_line(welcome.session_id)}"
     if welcome.status == "reset":
         return f"the server cannot tell what was missed ({clean_line(welcome.reason or 'unknown')})"
     if view.connection == "offline":

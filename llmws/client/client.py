@@ -1,15 +1,13 @@
-"""The public face of the package: a session on a server, its answers and its questions.
+"""The public face of the package: a session on a server and its answers; `questions` has what else may be asked.
 
-Knows neither sockets nor positions; long only because everything that a program may do is found here. Invariant: every
-method that waits ends, with a value or with a `ClientError`.
+Knows neither sockets nor positions. Invariant: every method that waits ends, with a value or with a `ClientError`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Final, Literal, Self, TypeVar
+from typing import Literal, Self
 from uuid import uuid4
 
 import msgspec
@@ -23,19 +21,13 @@ from llmws.client.discovery import local_server
 from llmws.client.errors import ClientError, UnreachableError
 from llmws.client.generation import Generation
 from llmws.client.link import websocket_url
+from llmws.client.questions import CALL_TIMEOUT_S, Questions, Reply
 from llmws.client.requests import SamplingValue
 from llmws.client.session import Session
 from llmws.protocol import messages as m
 
-CALL_TIMEOUT_S: Final = 30.0
-SWITCH_TIMEOUT_S: Final = 3600.0
-HISTORY_LIMIT: Final = 200
-"""Most messages in one page of the conversation. Source: `llmws.protocol.messages.History`."""
 
-Reply = TypeVar("Reply", bound=m.Message)
-
-
-class Client:
+class Client(Questions):
     """A session on a server, for as long as `async with` lasts.
 
     Answers come exactly once and in order, however often the connection is cut or the server restarted. Requests that
@@ -201,8 +193,9 @@ class Client:
 
         Raises:
             RequestRejectedError: the request is larger than the server takes.
-            ClientError: the client has given up or is closed.
-            ValueError: a sampling parameter is unknown or out of range, or a text is not valid Unicode.
+            ClientError: the client was not opened, has given up or is closed.
+            ValueError: a sampling parameter is unknown or out of range, a text is not valid Unicode, or an answer of
+                the same `request_id` has not been read to its end.
         """
         self._connection.check()
         if max_tokens is not None:
@@ -279,90 +272,6 @@ class Client:
     def running(self) -> list[str]:
         """Ids of the session's requests that have not ended, oldest first."""
         return [answer.request_id for answer in self._session.open_answers()]
-
-    # --- questions -------------------------------------------------------------------------------------------------
-
-    async def resources(self) -> m.Resources:
-        """Device, model and load."""
-        return await self._ask(m.GetResources(), m.Resources)
-
-    async def status(self) -> m.Status:
-        """The server's state in short."""
-        return await self._ask(m.GetStatus(), m.Status)
-
-    async def models(self) -> list[m.ModelEntry]:
-        """The models on the server."""
-        return (await self._ask(m.ListModels(), m.ModelsList)).models
-
-    async def switch_model(
-        self,
-        name: str,
-        on_progress: Callable[[m.Log], None] | None = None,
-        *,
-        timeout_s: float = SWITCH_TIMEOUT_S,
-    ) -> m.ModelSwitched:
-        """Loads another model; running answers finish first. Needs an admin's token.
-
-        Args:
-            name: as `models` lists it.
-            on_progress: called with `Log(code="loading", bytes, total_bytes)` while it loads.
-            timeout_s: for the whole load.
-        """
-        return await self._ask(m.SwitchModel(name=name), m.ModelSwitched, timeout_s=timeout_s, on_log=on_progress)
-
-    async def delete_model(self, name: str) -> m.ModelDeleted:
-        """Deletes a model's files; never the loaded one's. Needs an admin's token."""
-        return await self._ask(m.DeleteModel(model_name=name), m.ModelDeleted)
-
-    async def config(self, **sampling: SamplingValue) -> m.Sampling:
-        """Sets the session's sampling defaults, merged over the present ones, and gives all that are in force."""
-        return (await self._ask(m.Config(data=requests.sampling(sampling)), m.ConfigAck)).config
-
-    async def history(self, *, before_id: str | None = None, limit: int = 50) -> m.HistoryReply:
-        """A page of the session's conversation, oldest first; the newest page without `before_id`."""
-        return await self._ask(m.History(before_id=before_id, limit=limit), m.HistoryReply)
-
-    async def conversation(self) -> list[m.HistoryMessage]:
-        """The session's whole conversation, a tree, oldest message first; `branch` follows one of its branches."""
-        page = await self.history(limit=HISTORY_LIMIT)
-        messages = page.messages
-        while page.more and page.messages:
-            page = await self.history(before_id=page.messages[0].id, limit=HISTORY_LIMIT)
-            messages = page.messages + messages
-        return messages
-
-    async def import_messages(self, messages: Sequence[m.ChatMessage | dict[str, str]]) -> m.SessionUpdated:
-        """Adds messages to the conversation, oldest first, as a branch of its own, which the next prompt continues.
-
-        Should the connection be lost before the reply, the branch may be there twice.
-        """
-        checked = msgspec.convert(messages, list[m.ChatMessage])
-        return await self._ask(m.Import(messages=checked), m.SessionUpdated)
-
-    async def sessions(self) -> list[m.SessionEntry]:
-        """One's own sessions on the server, the most recently used first."""
-        return (await self._ask(m.ListSessions(), m.Sessions)).sessions
-
-    async def update_session(self, *, title: str | None) -> m.SessionUpdated:
-        """Sets what lists call the session; None: how its conversation begins."""
-        return await self._ask(m.UpdateSession(title=title), m.SessionUpdated)
-
-    async def end_session(self, session_id: str | None = None) -> None:
-        """Deletes a session of one's own and everything in it for good.
-
-        Args:
-            session_id: None for this client's own session; the server then closes the connection.
-        """
-        session_id = session_id or self.session_id
-        assert session_id is not None, "a client that was never connected has no session"
-        await self._ask(m.EndSession(session_id=session_id), m.SessionEnded)
-
-    async def ping(self) -> float:
-        """Seconds to the server and back, through its message loop."""
-        loop = asyncio.get_running_loop()
-        sent_s = loop.time()
-        await self._ask(m.Ping(t=sent_s), m.Pong)
-        return loop.time() - sent_s
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

@@ -127,9 +127,11 @@ class Connection:
         self._fail(ClosedError("this client is closed"))
 
     def check(self) -> None:
-        """Raises why the connection was given up, if it was."""
+        """Raises why the connection was given up, if it was, or that there never was one."""
         if self.failure is not None:
             raise self.failure
+        if self._owner is None:
+            raise ClosedError("this client was not opened")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits for something that only an arriving message can make true.
@@ -213,7 +215,8 @@ class Connection:
                         return link, welcome
                     await link.close()  # the caller wanted another kind of attachment meanwhile
         except TimeoutError:
-            raise UnreachableError(f"{self._url} could not be reached within {timeout_s:g} s: {reason}") from None
+            why = f": {reason}" if reason else ""
+            raise UnreachableError(f"{self._url} could not be reached within {timeout_s:g} s{why}") from None
 
     async def _serve(self, link: Link, welcome: m.Welcome) -> LostError | StoryFaultError:
         """Serves one connection until it is lost, or given up for one of another kind: an empty reason then."""

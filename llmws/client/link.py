@@ -13,6 +13,7 @@ import socket
 import ssl
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
@@ -30,6 +31,8 @@ MAX_FRAME_BYTES: Final = 32 * 2**20
 """Largest frame taken: a snapshot holds whole answers, a page of history 200 messages."""
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding a frame may raise; the last for one that is nested very deeply."""
 _TRANSIENT_STATUS: Final = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -120,7 +123,7 @@ class Link:
             raise _why(closed) from None
         try:
             return decode_server(frame)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _UNREADABLE:
             return _unknown(frame)
 
     async def close(self) -> None:
@@ -146,9 +149,19 @@ class Link:
                 # The close frame carries a word, the `error` before it a sentence.
                 raise type(error)(said or str(error)) from None
             if isinstance(message, m.Welcome):
+                if not _is_session_id(message.session_id):
+                    raise ProtocolError("the server's welcome has no session's UUID")
                 return message
             if isinstance(message, m.Error):
                 said = message.message
+
+
+def _is_session_id(text: str) -> bool:
+    """Whether it is fit to be shown, and to be given as an argument."""
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
 
 
 async def _connect(url: str) -> ClientConnection:
@@ -212,7 +225,7 @@ def _why(closed: ConnectionClosed) -> ClientError | LostError:
 def _unknown(frame: str | bytes) -> m.Event:
     try:
         return msgspec.json.decode(frame, type=_Place)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         raise LostError("the server sent something that is not a message") from None
 
 

@@ -173,8 +173,15 @@ class Session:
     # --- the caller ------------------------------------------------------------------------------------------------
 
     def ask(self, inference: m.Inference) -> Answer:
-        """Makes a request; its `request_id` is set and new to this session."""
+        """Makes a request; its `request_id` is set.
+
+        Raises:
+            ValueError: this client has asked so and not read the answer to its end.
+        """
         assert inference.request_id is not None
+        earlier = self._answers.get(inference.request_id)
+        if earlier is not None and earlier.inference is not None:
+            raise ValueError(f"a request {inference.request_id} is still open here")
         answer = Answer(inference.request_id, inference=inference, merge_above=self._window)
         self._answers[inference.request_id] = answer
         self.outbox.append(inference)

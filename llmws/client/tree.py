@@ -15,14 +15,15 @@ def branch(messages: Sequence[HistoryMessage], leaf_id: str | None = None) -> li
 
     Args:
         messages: of the conversation, oldest first; where older ones are missing, the branch begins later.
-        leaf_id: None for the newest message, which is what a prompt without `parent_id` follows.
+        leaf_id: None for what a prompt without `parent_id` follows: the newest answer or imported message.
 
     Raises:
         KeyError: `leaf_id` names none of the messages.
     """
     by_id = {message.id: message for message in messages}
     if leaf_id is None:
-        leaf_id = messages[-1].id if messages else None
+        ends = (each.id for each in reversed(messages) if each.role == "assistant" or not each.request_id)
+        leaf_id = next(ends, None)
     elif leaf_id not in by_id:
         raise KeyError(leaf_id)
     found: list[HistoryMessage] = []
@@ -33,7 +34,7 @@ def branch(messages: Sequence[HistoryMessage], leaf_id: str | None = None) -> li
 
 
 def question(messages: Sequence[HistoryMessage], request_id: str | None = None) -> HistoryMessage | None:
-    """The question that a request answered, or the newest branch's last one; None where there is none.
+    """The question that a request answered, or the one asked last, answered or not; None where there is none.
 
     A request that regenerated an answer has no question of its own: its answer's parent is meant then.
     """

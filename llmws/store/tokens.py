@@ -83,7 +83,7 @@ class TokenFile:
         """Makes a token for a principal and returns it; it is shown only this once.
 
         Raises:
-            ConfigError: the file cannot be read or written, or the name is empty or too long.
+            ConfigError: the file cannot be read or written, or the name is empty, too long or not printable.
         """
         token, entry = self._new(name, role)
         self._add(entry)
@@ -131,6 +131,8 @@ class TokenFile:
         return Identity(principal=entry.principal, role=entry.role, token_id=entry.id)
 
     def _new(self, principal: str, role: TokenRole) -> tuple[str, TokenEntry]:
+        if not principal.isprintable():
+            raise ConfigError(f"a token cannot be made for {principal[:64]!r}: it holds control characters")
         token_id = self._random(_ID_BYTES).hex()
         secret = base64.urlsafe_b64encode(self._random(_SECRET_BYTES)).decode().rstrip("=")
         token = f"{_PREFIX}{token_id}_{secret}"

@@ -55,8 +55,10 @@ async def test_a_session_is_deleted_after_asking(server, tmp_path):
         first = server.session().id
         await says(terminal, "/forget", "delete this session and all that was said in it? y/N")
         await says(terminal, "", "nothing was deleted")
-        await says(terminal, "/forget", "delete this session")
+        await says(terminal, "why", "because\n")
+        await says(terminal, "/forget", "delete this session (why) and all that was said in it? y/N")
         await says(terminal, "y", f"deleted session {first}")
+        assert Bookmarks(tmp_path / "llmws" / "llm" / "sessions").last_used() is None
         await says(terminal, "hi", "Hello\n")
         assert server.session().id != first
 

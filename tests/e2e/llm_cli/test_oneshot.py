@@ -292,4 +292,4 @@ async def test_an_unknown_session_is_said_and_replaced(server, tmp_path):
     unknown = "00000000-0000-4000-8000-000000000000"
     status, out, err = await run(tmp_path, "--url", server.url, "--session", unknown, "hi")
     assert (status, out) == (0, "Hello\n")
-    assert err == "llm: the server no longer has this session; this is a new one\n"
+    assert err == f"llm: the server no longer has this session; this is a new one: {server.session().id}\n"

@@ -26,7 +26,7 @@ from llmws.client import (
     WithdrawnError,
 )
 from llmws.protocol import messages as m
-from tests.integration.client.fake_server import FakeServer
+from tests.integration.client.fake_server import FakeServer, FakeSession
 
 LONG = tuple(f"{n} " for n in range(40))
 
@@ -567,3 +567,32 @@ async def test_a_closed_client_says_so(server):
         pass
     with pytest.raises(ClosedError):
         c.generate("hi")
+
+
+# --- hostile servers, and none -------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_was_never_opened_says_so(server):
+    c = client(server)
+    with pytest.raises(ClosedError, match="was not opened"):
+        c.generate("hi")
+    with pytest.raises(ClosedError, match="was not opened"):
+        await c.status()
+    with pytest.raises(ClosedError, match="was not opened"):
+        async for _ in c.collect():
+            pass
+
+
+async def test_a_frame_that_is_nested_too_deeply_is_not_a_message(server):
+    lost = []
+    async with client(server, listen=lambda notice: lost.append(notice) if isinstance(notice, Disconnected) else None):
+        (session,) = server.sessions.values()
+        await session.owner.socket.send('{"type":"queue","x":' + "[" * 100_000)
+        await eventually(lambda: lost)
+    assert lost[0].reason == "the server sent something that is not a message"
+
+
+async def test_a_session_whose_id_is_no_uuid_is_not_believed(server):
+    server.sessions["x"] = FakeSession("\x1b[2J; rm -rf")
+    with pytest.raises(ProtocolError, match="has no session's UUID"):
+        await client(server, session_id="x").open()

@@ -380,3 +380,10 @@ def test_a_pause_that_only_an_earlier_client_was_told_of_is_answered_too():
     later.welcomed(server.attach(later.hello(None)))
     later.settle()
     assert list(later.outbox) == [m.Ack(seq=1, window=4)]
+
+
+def test_a_request_is_not_made_twice_while_it_is_open_here():
+    world = World()
+    world.ask()
+    with pytest.raises(ValueError, match="r0 is still open"):
+        world.session.ask(m.Inference(request_id="r0", prompt="another"))

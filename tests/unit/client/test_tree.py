@@ -6,7 +6,7 @@ from llmws.client import branch, question
 from llmws.protocol.messages import HistoryMessage
 
 
-def said(id: str, parent_id: str | None, role: str, request_id: str) -> HistoryMessage:
+def said(id: str, parent_id: str | None, role: str, request_id: str | None) -> HistoryMessage:
     return HistoryMessage(
         id=id,
         parent_id=parent_id,
@@ -36,14 +36,19 @@ def ids(messages) -> list[str]:
 
 @pytest.mark.parametrize(
     ("leaf", "path"),
-    [(None, ["q4"]), ("a2", ["q1", "a1", "q2", "a2"]), ("a3", ["q1", "a3"]), ("q1", ["q1"])],
+    [(None, ["q1", "a3"]), ("a2", ["q1", "a1", "q2", "a2"]), ("a3", ["q1", "a3"]), ("q1", ["q1"])],
 )
 def test_a_branch_goes_from_its_beginning_to_its_leaf(leaf, path):
     assert ids(branch(TREE, leaf)) == path
 
 
-def test_an_empty_conversation_has_an_empty_branch():
+def test_an_empty_conversation_has_an_empty_branch_and_so_has_one_without_answers():
     assert branch([]) == []
+    assert branch(TREE[:1]) == []
+
+
+def test_the_newest_branch_may_end_in_an_imported_question():
+    assert ids(branch([*TREE, said("q5", "a3", "user", None)])) == ["q1", "a3", "q5"]
 
 
 def test_a_branch_whose_beginning_is_missing_begins_later():

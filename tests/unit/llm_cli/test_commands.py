@@ -138,3 +138,7 @@ def test_help_fits_a_narrow_terminal():
 def test_the_most_similar_word_is_offered():
     assert nearest("llmws-gide", ["other", "llmws-guide"]) == "did you mean llmws-guide?"
     assert nearest("zzz", ["other"]) == ""
+
+
+def test_other_names_for_leaving_are_understood():
+    assert [parse(line).command.name for line in ("/exit", "/BYE", "/quit")] == ["quit"] * 3

@@ -81,7 +81,7 @@ def test_the_toolbar(messages, line):
         (
             View(),
             connected(status="new", reason="session_unknown"),
-            "the server no longer has this session; this is a new one",
+            "the server no longer has this session; this is a new one: s",
         ),
         (
             View(),

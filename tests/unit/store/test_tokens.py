@@ -129,3 +129,9 @@ def test_a_deleted_file_holds_no_token(tokens, tmp_path):
     assert tokens.authenticate(token) is not None
     (tmp_path / "tokens.json").unlink()
     assert tokens.authenticate(token) is None
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "a\u202eb"])
+def test_a_name_that_a_terminal_would_obey_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="it holds control characters"):
+        TokenFile(tmp_path / "tokens.json").create(name, "user")
