@@ -181,7 +181,8 @@ class Opened(Value, frozen=True, kw_only=True):
         next_conversation_n: the number of its next record.
         meta: as last written; where the log is newer, the log wins, and the reader folds that in.
         corrupt_epoch: positions from epochs before this one cannot be trusted (0: all can): the log was damaged.
-        is_conversation_damaged: this opening found a part of the conversation unreadable and set it aside.
+        is_conversation_damaged: this opening, or one since the hub last wrote meta, found a part of the conversation
+            unreadable and set it aside.
         ledger_key: as in `Created`.
     """
 
