@@ -47,6 +47,30 @@ async def test_an_answer_survives_the_kill_of_the_server(server):
     assert [message.content for message in history.messages] == [QUESTION, text]
 
 
+async def test_a_server_that_keeps_little_is_acknowledged_to_in_time(tmp_path, monkeypatch):
+    """Paused again and again, or left by a client that had read all there was, an answer comes to its end."""
+    monkeypatch.setenv("LLMWS_LIMITS_MAX_UNACKNOWLEDGED_EVENTS", "16")
+    server = RealServer(tmp_path)
+    server.start()
+    try:
+        server.wait_until_loaded()
+        async with asyncio.timeout(60):
+            async with client(server) as first:
+                async for event in first.generate(QUESTION, max_tokens=200, ignore_eos=True, seed=5):
+                    if isinstance(event, Log) and event.code == "paused":
+                        break
+                session_id, position = first.session_id, first.position
+                await first.close(ack=False)
+            async with client(server, session_id=session_id, position=position) as later:
+                (done,) = [
+                    event async for answer in later.collect() async for event in answer if isinstance(event, Done)
+                ]
+                whole = await later.generate(QUESTION, max_tokens=200, ignore_eos=True, seed=5)
+        assert (done.total_tokens, whole.tokens_generated) == (200, 200)
+    finally:
+        server.close()
+
+
 async def test_the_replies_have_their_types(server):
     async with client(server) as c:
         assert [model.name for model in await c.models()] == ["llmws-guide"]
