@@ -97,6 +97,14 @@ class Terminal:
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
 
+    async def leave(self) -> int:
+        """Presses Ctrl-D until it is heard, as between two prompts the terminal itself swallows it; the exit status."""
+        ended = asyncio.ensure_future(self.end())
+        while not ended.done():
+            self.type("\x04")
+            await asyncio.wait({ended}, timeout=1)
+        return ended.result()
+
     async def end(self) -> int:
         """Waits for the process to end; its exit status."""
         async with asyncio.timeout(DEADLINE_S):

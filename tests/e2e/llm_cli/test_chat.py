@@ -23,8 +23,7 @@ async def test_a_question_is_typed_and_answered(server, tmp_path):
         await terminal.sees("model scripted")
         terminal.type("hi\r")
         await terminal.sees("10 tokens/s")
-        terminal.type("\x04")
-        assert await terminal.end() == 0
+        assert await terminal.leave() == 0
     assert f"to come back: llm --session {server.session().id}" in terminal.text
 
 

@@ -163,8 +163,7 @@ async def test_after_being_taken_over_the_chat_watches_and_takes_over_again_when
                 while not other.is_observer:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             await says(terminal, "hi", "Hello\n")
-        terminal.type("\x04")
-        assert await terminal.end() == 0
+        assert await terminal.leave() == 0
 
 
 async def test_what_is_being_typed_is_kept_while_the_other_client_is_answered(server, tmp_path):
@@ -227,8 +226,7 @@ async def test_a_temporary_session_is_deleted_when_it_is_left(server, tmp_path):
         terminal.type("/new\r")
         await says(terminal, "why", "because\n")
         assert server.session().id != first
-        terminal.type("\x04")
-        assert await terminal.end() == 0
+        assert await terminal.leave() == 0
     assert (server.sessions, "to come back" in terminal.text) == ({}, False)
     assert (await run(tmp_path, "--url", server.url, "--temporary", "hi"))[:2] == (0, "Hello\n")
     assert server.sessions == {}
@@ -254,8 +252,7 @@ async def test_a_temporary_session_that_another_terminal_has_is_taken_back_and_d
             await terminal.sees("another client has this session")
             terminal.type("/session\r")
             await terminal.sees("a temporary one: it is deleted when it is left")
-            terminal.type("\x04")
-            assert await terminal.end() == 0
+            assert await terminal.leave() == 0
     assert server.sessions == {}
 
 
