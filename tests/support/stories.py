@@ -71,3 +71,22 @@ def lose_records(stage: HubStage, session_id: str, log: str, count: int) -> None
     del kept.records[log][-count:]
     kept.next_n[log] -= count
     kept.last_seq -= sum(record.kind == "event" for record in lost)
+
+
+async def history(user: HubClient, **page: Any) -> list[dict[str, Any]]:
+    """A page of the conversation; whatever came before is read too."""
+    await user.send({"type": "history", "limit": 200, **page})
+    return received(user)[-1]["messages"]
+
+
+def noted(stage: HubStage, kind: type) -> list[Any]:
+    """The store's operations of a kind, from now on."""
+    seen: list[Any] = []
+    submit = stage.store.submit
+
+    def noting(*ops: Any) -> None:
+        seen.extend(op for op in ops if isinstance(op, kind))
+        submit(*ops)
+
+    stage.store.submit = noting
+    return seen

@@ -8,7 +8,7 @@ import pytest
 
 from llmws.engine_api import PromptJob
 from tests.support.stages import HubClient, HubStage
-from tests.support.stories import ASK, finish, received, types, welcomed
+from tests.support.stories import ASK, finish, history, received, types, welcomed
 
 
 class Prompts(HubStage):
@@ -28,11 +28,6 @@ async def ask(stage: HubStage, user: HubClient, request_id: str, **body: Any) ->
     await user.send({"type": "inference", "request_id": request_id, **body})
     await finish(stage)
     assert (await types(user))[-1] == "done"
-
-
-async def history(user: HubClient, **page: Any) -> list[dict[str, Any]]:
-    await user.send({"type": "history", **page})
-    return received(user)[-1]["messages"]
 
 
 async def test_a_prompt_may_follow_any_message_and_sees_only_the_branch_above_it():

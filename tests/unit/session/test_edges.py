@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import msgspec
 import pytest
@@ -18,7 +17,9 @@ from tests.support.stories import (
     NUMBERS,
     client,
     finish,
+    history,
     lose_records,
+    noted,
     received,
     seqs,
     text,
@@ -30,30 +31,12 @@ from tests.support.stories import (
 DAY_S = 86_400.0
 
 
-async def history(stage, user):
-    received(user)
-    await user.send({"type": "history", "limit": 200})
-    return received(user)[-1]["messages"]
-
-
-def ops(stage: HubStage, kind: type) -> list[Any]:
-    noted: list[Any] = []
-    submit = stage.store.submit
-
-    def noting(*all_ops):
-        noted.extend(op for op in all_ops if isinstance(op, kind))
-        submit(*all_ops)
-
-    stage.store.submit = noting
-    return noted
-
-
 async def test_a_lost_parent_does_not_kill_the_server():
     stage = HubStage(max_running=1)
     user, welcome = await welcomed(stage)
     await user.send(ASK)
     await finish(stage)
-    first = (await history(stage, user))[-1]["id"]
+    first = (await history(user))[-1]["id"]
     await user.send({**NUMBERS, "request_id": "busy"})
     await user.send({"type": "inference", "request_id": "b", "prompt": "and", "parent_id": first})
     lose_records(stage, welcome["session_id"], "conversation", 2)
@@ -69,7 +52,7 @@ async def test_the_next_start_dies_too():
     user, welcome = await welcomed(stage)
     await user.send(ASK)
     await finish(stage)
-    question, _answer = await history(stage, user)
+    question, _answer = await history(user)
     await user.send({"type": "inference", "request_id": "b", "parent_id": question["id"]})
     lose_records(stage, welcome["session_id"], "conversation", 2)
     lose_records(stage, welcome["session_id"], "buffer", 2)  # the prompt and the start: not yet durable
@@ -88,7 +71,7 @@ async def test_a_session_whose_creation_failed_is_not_opened_again_for_ever():
     assert user.close_code == 4500
     await user.cut()
     wait(stage, RETRY_S)  # Unknown: there is nothing on the disk
-    opens = ops(stage, Open)
+    opens = noted(stage, Open)
     for _ in range(20):
         wait(stage, RETRY_S)
     assert (opens, stage.hub._shelf._retries) == ([], {})
@@ -102,7 +85,7 @@ async def test_an_answer_torn_off_the_conversation_is_told_again_from_the_buffer
     lose_records(stage, welcome["session_id"], "conversation", 1)
     await stage.restart()
     back, _ = await welcomed(stage, session_id=welcome["session_id"])
-    assert [each["content"] for each in await history(stage, back)] == ["hi", "Hello"]
+    assert [each["content"] for each in await history(back)] == ["hi", "Hello"]
 
 
 async def test_a_question_cancelled_in_the_queue_does_not_become_the_parent_of_what_runs():
@@ -112,7 +95,7 @@ async def test_a_question_cancelled_in_the_queue_does_not_become_the_parent_of_w
     await user.send({"type": "inference", "request_id": "b", "prompt": "second"})
     await user.send({"type": "cancel", "request_id": "b"})
     await finish(stage, 5)
-    messages = {each["content"]: each for each in await history(stage, user)}
+    messages = {each["content"]: each for each in await history(user)}
     assert messages["first"]["parent_id"] is None
 
 
@@ -175,13 +158,13 @@ async def test_history_shows_only_what_is_safe():
     stage.post(e.Tick())
     stage.is_store_stuck = True
     await finish(stage, 5)
-    shown = await history(stage, user)
+    shown = await history(user)
     await stage.restart()
     stage.is_store_stuck = False
     stage.post(e.Tick())
     await finish(stage, 5)
     back, _ = await welcomed(stage, session_id=welcome["session_id"])
-    kept = {each["id"] for each in await history(stage, back)}
+    kept = {each["id"] for each in await history(back)}
     assert {each["id"] for each in shown} <= kept
 
 
@@ -214,7 +197,7 @@ async def test_a_session_of_another_version_is_not_opened_every_minute():
     wait(stage, EVICT_AFTER_S)
     unreadable(stage, welcome["session_id"])
     wait(stage, DAY_S)
-    opens = ops(stage, Open)
+    opens = noted(stage, Open)
     for _ in range(60):
         wait(stage, 61)
     assert len(opens) <= 2
@@ -269,7 +252,7 @@ async def test_after_a_kill_between_the_two_logs_both_tell_the_same():
     await finish(stage, 6)
     back, _ = await welcomed(stage, session_id=welcome["session_id"])
     seen = received(back)
-    answer = (await history(stage, back))[-1]
+    answer = (await history(back))[-1]
     done = next(each for each in seen if each["type"] == "done")
     assert (answer["content"], answer["finish_reason"]) == (text(seen), done["finish_reason"])
 
@@ -590,7 +573,7 @@ async def test_a_branch_that_is_cancelled_while_it_waits_takes_nothing_from_the_
     await user.send({"type": "inference", "request_id": "p3", "prompt": "then"})
     await user.send({"type": "cancel", "request_id": "p2"})
     await finish(stage, 8)
-    follows = {each["id"]: each for each in await history(stage, user)}
+    follows = {each["id"]: each for each in await history(user)}
     last = list(follows.values())[-1]
     line = []
     while last is not None:

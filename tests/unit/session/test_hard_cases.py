@@ -21,6 +21,7 @@ from tests.support.stories import (
     client,
     finish,
     lose_records,
+    noted,
     received,
     seqs,
     text,
@@ -50,28 +51,15 @@ async def compact(stage: HubStage, user: HubClient) -> None:
     await user.send({"type": "ack", "seq": seqs(seen)[-1]})
 
 
-def compactions(stage: HubStage) -> list[Compact]:
-    """Notes the compactions that the hub asks for from now on."""
-    noted: list[Compact] = []
-    submit = stage.store.submit
-
-    def noting(*ops):
-        noted.extend(op for op in ops if isinstance(op, Compact))
-        submit(*ops)
-
-    stage.store.submit = noting
-    return noted
-
-
 async def test_01_an_observer_overtaken_by_a_compaction_is_sent_to_resume_and_never_gets_a_wrong_byte():
     stage = HubStage()
     user, welcome = await welcomed(stage)
-    noted = compactions(stage)
+    done = noted(stage, Compact)
     first = await answers(stage, user, 1)
     watcher, _ = await welcomed(stage, session_id=welcome["session_id"], mode="observe", window=5)
     seen = received(watcher)
     await compact(stage, user)
-    assert len(noted) == 1
+    assert len(done) == 1
     assert received(watcher) == []
     await watcher.send({"type": "ack", "seq": 5, "window": 1000})
     assert await types(watcher) == ["ack_received"]
@@ -83,14 +71,14 @@ async def test_01_an_observer_overtaken_by_a_compaction_is_sent_to_resume_and_ne
 async def test_01_a_read_that_the_compaction_did_not_overtake_is_served_whole():
     stage = HubStage()
     user, welcome = await welcomed(stage)
-    noted = compactions(stage)
+    done = noted(stage, Compact)
     watcher, _ = await welcomed(stage, session_id=welcome["session_id"], mode="observe", window=0)
     seen = await answers(stage, user, 14)
     await user.send({**NUMBERS, "request_id": "open"})
     stage.is_store_stuck = True
     await watcher.send({"type": "ack", "seq": 0, "window": 10_000})
     await user.send({"type": "ack", "seq": seqs(seen)[-1]})
-    assert len(noted) == 1
+    assert len(done) == 1
     stage.is_store_stuck = False
     stage.post(e.Tick())
     got = received(watcher)
@@ -196,9 +184,9 @@ async def test_05_a_generation_that_nobody_collects_ends_when_its_ttl_is_over():
 async def test_06_a_request_is_known_after_its_events_were_compacted_also_in_the_next_process():
     stage = HubStage()
     user, welcome = await welcomed(stage)
-    noted = compactions(stage)
+    done = noted(stage, Compact)
     await compact(stage, user)
-    assert len(noted) == 1
+    assert len(done) == 1
     received(user)
     await user.send({**NUMBERS, "request_id": "n1"})
     assert [(each["code"], each["terminal"]) for each in received(user)] == [("duplicate", "done")]
@@ -517,13 +505,13 @@ async def test_a_snapshot_that_a_compaction_overtakes_is_not_sent_in_part():
     assert received(watcher)[0]["reason"] == "unknown_epoch"
     stage.is_store_stuck = True
     late = await client(stage, session_id=welcome["session_id"], mode="observe", resume={"epoch": 1, "last_seq": 1})
-    noted = compactions(stage)
+    done = noted(stage, Compact)
     await user.send({**NUMBERS, "request_id": "open"})
     stage.is_store_stuck = False
     reads = _hold_reads(stage)
     stage.post(e.Tick())
     await user.send({"type": "ack", "seq": seqs(seen)[-1]})
-    assert len(noted) == 1
+    assert len(done) == 1
     for read in reads:
         stage.store.submit(read)
     stage.post(e.Tick())
@@ -581,13 +569,13 @@ async def test_04_a_session_whose_disk_failed_does_not_expire_before_its_generat
 async def test_a_compaction_keeps_an_unacknowledged_event_that_belongs_to_no_request():
     stage = HubStage(rules=Rules(compact_bytes=256))
     user, welcome = await welcomed(stage)
-    noted = compactions(stage)
+    done = noted(stage, Compact)
     seen = await answers(stage, user, 2)
     for _ in range(2):
         await user.send({"type": "switch_model", "name": "llmws-guide"})
     await user.send({**NUMBERS, "request_id": "open"})
     await user.send({"type": "ack", "seq": seqs(seen)[-1]})
-    assert len(noted) == 1
+    assert len(done) == 1
     wait(stage, EVICT_AFTER_S)
     await user.cut()
     await stage.restart()
