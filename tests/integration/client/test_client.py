@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from llmws.client import (
-    Backoff,
     Client,
     ClosedError,
     Connected,
@@ -26,30 +25,12 @@ from llmws.client import (
     WithdrawnError,
 )
 from llmws.protocol import messages as m
-from tests.integration.client.fake_server import FakeServer, FakeSession
-
-LONG = tuple(f"{n} " for n in range(40))
-
-
-@pytest.fixture
-async def server():
-    async with FakeServer({"long": LONG}) as server:
-        yield server
-
-
-def client(server: FakeServer, **options) -> Client:
-    return Client(server.url, backoff=Backoff(jitter=lambda: 0.0), **options)
+from tests.integration.client.fake_server import FakeSession
+from tests.integration.client.harness import LONG, client, eventually
 
 
 async def text_of(generation) -> str:
     return "".join([event.data async for event in generation if isinstance(event, Token)])
-
-
-async def eventually(condition) -> None:
-    """Yields to the loop until the condition holds."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 # --- a plain answer --------------------------------------------------------------------------------------------------

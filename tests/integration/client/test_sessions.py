@@ -1,31 +1,10 @@
 """Sessions as things: listed, titled, ended, filled; and the branches of their conversations."""
 
-import asyncio
-
 import pytest
 
-from llmws.client import Backoff, Client, ClosedError, RequestRejectedError, branch, question
+from llmws.client import ClosedError, RequestRejectedError, branch, question
 from llmws.protocol import messages as m
-from tests.integration.client.fake_server import FakeServer
-
-LONG = tuple(f"{n} " for n in range(40))
-
-
-@pytest.fixture
-async def server():
-    async with FakeServer({"long": LONG}) as server:
-        yield server
-
-
-def client(server: FakeServer, **options) -> Client:
-    return Client(server.url, backoff=Backoff(jitter=lambda: 0.0), **options)
-
-
-async def eventually(condition) -> None:
-    """Yields to the loop until the condition holds."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+from tests.integration.client.harness import LONG, client, eventually
 
 
 async def test_sessions_are_listed_titled_and_ended(server):

@@ -1,12 +1,8 @@
 """Two clients in one session: the newer one has it, the older one watches, and takes it back when it is asked to."""
 
-import asyncio
-
 import pytest
 
 from llmws.client import (
-    Backoff,
-    Client,
     Collectable,
     Connected,
     Disconnected,
@@ -15,26 +11,7 @@ from llmws.client import (
     Token,
 )
 from llmws.protocol import CloseCode
-from tests.integration.client.fake_server import FakeServer
-
-LONG = tuple(f"{n} " for n in range(40))
-
-
-@pytest.fixture
-async def server():
-    async with FakeServer({"long": LONG}) as server:
-        yield server
-
-
-def client(server: FakeServer, **options) -> Client:
-    return Client(server.url, backoff=Backoff(jitter=lambda: 0.0), **options)
-
-
-async def eventually(condition) -> None:
-    """Yields to the loop until the condition holds."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+from tests.integration.client.harness import LONG, client, eventually
 
 
 async def test_the_client_that_was_taken_over_sees_the_rest_of_its_answer(server):
