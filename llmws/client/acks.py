@@ -32,6 +32,7 @@ class Acknowledgements:
         self._window = window
         self._marks: deque[int] = deque()  # events that the floor moves to as soon as they are consumed
         self._floor = 0
+        self._folded = 0  # what a snapshot folded into one is consumed at this event, and no part of it earlier
         self._longest = LONGEST_UNACKNOWLEDGED
         self._acknowledged = 0
         self._base = 0
@@ -53,13 +54,14 @@ class Acknowledgements:
         """A snapshot set the position: numbers beyond it mean nothing any more."""
         self._marks = deque(seq for seq in self._marks if seq <= position)
         self._floor = min(self._floor, position)
+        self._folded = position
         self._base = position
         self._granted = position + self._window
 
     def restarted(self) -> None:
         """The session is another one: its numbers begin again."""
         self._marks.clear()
-        self._floor = 0
+        self._floor = self._folded = 0
         self._longest = LONGEST_UNACKNOWLEDGED
 
     def paused(self, seq: int) -> None:
@@ -85,7 +87,7 @@ class Acknowledgements:
         consumed = min(consumed, applied)
         while self._marks and self._marks[0] <= consumed:
             self._floor = max(self._floor, self._marks.popleft())
-        if consumed - self._floor > self._longest:
+        if consumed >= self._folded and consumed - self._floor > self._longest:
             self._floor = consumed
         limit = applied + self._window
         if self._floor <= self._acknowledged and limit - self._granted < max(1, self._window // 2):

@@ -4,7 +4,7 @@ import hashlib
 from collections import deque
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmws.client.answer import Reset
@@ -223,6 +223,7 @@ def check(actions: list[tuple[str, int]]) -> None:
 
 
 @given(runs)
+@example([*[("ask", 1)] * 4, *[("send", 1)] * 3, ("send", 2), ("work", 2), ("work", 4), ("reset", 1), ("receive", 1)])
 @settings(deadline=None, max_examples=60)
 def test_every_answer_arrives_once_and_whole(actions):
     check(actions)
