@@ -70,6 +70,10 @@ class ModelInfo(Value, frozen=True, kw_only=True):
         vocab_size: ids that a prompt may hold are below this; 0 where it is not known.
         vision: whether images are taken.
         flash_attention: whether flash attention is in use.
+        tier: `fast`: batched over a paged cache; `fallback`: one stream at a time over transformers' own caches.
+        tier_reason: for a person, why it is not the other one.
+        attention: the implementation in use, e.g. `paged-sdpa`, `paged-triton`, `sdpa`, `eager`.
+        compiled: whether torch.compile is in use.
     """
 
     ref: ModelRef
@@ -83,9 +87,25 @@ class ModelInfo(Value, frozen=True, kw_only=True):
     vocab_size: int = 0
     vision: bool = False
     flash_attention: bool = False
+    tier: str = "fallback"
+    tier_reason: str = ""
+    attention: str = ""
+    compiled: bool = False
 
 
 # --- generation ----------------------------------------------------------------------------------------------------
+
+
+class ImageInput(Value, frozen=True, kw_only=True):
+    """An encoded image, checked for size and type already.
+
+    Attributes:
+        mime: one of the types that the protocol takes.
+        data: the file's bytes.
+    """
+
+    mime: str
+    data: bytes
 
 
 class GenerationRequest(Value, frozen=True, kw_only=True):
@@ -93,7 +113,10 @@ class GenerationRequest(Value, frozen=True, kw_only=True):
 
     Attributes:
         key: names this attempt; unique over the life of the process.
-        prompt_ids: the tokenised prompt, at least one id.
+        model: whose stream this is; it is loaded if it is not there any more. None: the model that was loaded last.
+        owner: whose request it is: nobody profits from, or learns of, what is cached for somebody else.
+        prompt_ids: the tokenised prompt, at least one id; every image is one placeholder id in it.
+        images: of the prompt, in the order of their placeholders.
         emitted_ids: completion ids that are already in the log; never sampled again.
         emitted_text: the text that was sent for them; held-back text is `text(emitted_ids)` minus this.
         sampling: fully resolved: no field that the engine needs is None, `seed` included; `stop` is a list.
@@ -101,7 +124,10 @@ class GenerationRequest(Value, frozen=True, kw_only=True):
     """
 
     key: str
+    model: ModelRef | None = None
+    owner: str = ""
     prompt_ids: tuple[int, ...]
+    images: tuple[ImageInput, ...] = ()
     emitted_ids: tuple[int, ...] = ()
     emitted_text: str = ""
     sampling: Sampling
@@ -156,13 +182,19 @@ class ModelProgress(Value, frozen=True, kw_only=True, tag="model_progress"):
 
 
 class ModelLoaded(Value, frozen=True, kw_only=True, tag="model_loaded"):
-    """A load succeeded; requests submitted from now on run on this model."""
+    """A load succeeded, or the model was there already; requests that name no model run on it from now on."""
 
     info: ModelInfo
 
 
+class ModelUnloaded(Value, frozen=True, kw_only=True, tag="model_unloaded"):
+    """A model had to make room for another one. A request for it still works: it is loaded again."""
+
+    name: str
+
+
 class ModelFailed(Value, frozen=True, kw_only=True, tag="model_failed"):
-    """A load failed; `kept` is the model that goes on serving, None if there is none."""
+    """A load failed; `kept` is the model that requests which name none go on with, None if there is none."""
 
     name: str
     code: ErrorCode
@@ -170,7 +202,7 @@ class ModelFailed(Value, frozen=True, kw_only=True, tag="model_failed"):
     kept: ModelInfo | None
 
 
-EngineEvent = Chunk | ModelProgress | ModelLoaded | ModelFailed
+EngineEvent = Chunk | ModelProgress | ModelLoaded | ModelUnloaded | ModelFailed
 
 
 class Engine(Protocol):
@@ -180,7 +212,11 @@ class Engine(Protocol):
         """Starts working. `notify` is called from any thread whenever `take` has something new."""
 
     def load(self, model: ModelRef) -> None:
-        """Loads a model when nothing runs; ends in `ModelLoaded` or `ModelFailed`, after any `ModelProgress`."""
+        """Loads a model; ends in `ModelLoaded` or `ModelFailed`, after any `ModelProgress`.
+
+        Models stay side by side while they fit. For one that does not, the one that has been idle the longest goes
+        first, with a `ModelUnloaded`; while all are busy the load waits, and so does everything submitted after it.
+        """
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a request; ends in one chunk with `finish` or `error_code`, unless it is cancelled first."""

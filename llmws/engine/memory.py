@@ -244,6 +244,36 @@ def cache_layers(config: Config) -> tuple[Layer, ...]:
     return tuple(_layer(config, kind) for kind in _kinds(config))
 
 
+def attention_windows(config: Config) -> tuple[int | None, ...]:
+    """Of each layer, how many tokens a query sees, its own included; None for all before it.
+
+    Raises:
+        ModelInvalidError: a layer is of another kind than full or sliding attention.
+    """
+    windows: list[int | None] = []
+    for kind in _kinds(config):
+        if kind not in (*_FULL, "sliding_attention"):
+            raise ModelInvalidError(f"it has layers of type {kind!r}")
+        windows.append(_number(config, "sliding_window") if kind == "sliding_attention" else None)
+    return tuple(windows)
+
+
+def kv_shape(config: Config) -> tuple[int, int, int]:
+    """Heads of keys and values, numbers of a key, and of a value.
+
+    Raises:
+        ModelInvalidError: the configuration does not say, or keys and values are compressed.
+    """
+    if config.get("kv_lora_rank"):
+        raise ModelInvalidError("it compresses keys and values (multi-head latent attention)")
+    heads = _number(config, *_HEADS)
+    head_dim = _number(config, "head_dim", default=_number(config, *_HIDDEN) // heads)
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1, head_dim, head_dim
+    kv_heads = _number(config, "num_key_value_heads", "num_kv_heads", default=heads)
+    return kv_heads, head_dim, _number(config, "v_head_dim", default=head_dim)
+
+
 def _attends(config: Config) -> bool:
     """Whether any layer compares tokens with one another, cached or not."""
     try:
@@ -298,13 +328,8 @@ def _token_values(config: Config) -> int:
     if config.get("kv_lora_rank"):
         # Source: DeepSeek-V2 (arXiv:2405.04434), 2.1: the latent and one rotary key for all heads.
         return _number(config, "kv_lora_rank") + _number(config, "qk_rope_head_dim")
-    heads = _number(config, *_HEADS)
-    head_dim = _number(config, "head_dim", default=_number(config, *_HIDDEN) // heads)
-    if config.get("multi_query") and not config.get("new_decoder_architecture"):
-        kv_heads = 1
-    else:
-        kv_heads = _number(config, "num_key_value_heads", "num_kv_heads", default=heads)
-    return kv_heads * (head_dim + _number(config, "v_head_dim", default=head_dim))
+    kv_heads, key_dim, value_dim = kv_shape(config)
+    return kv_heads * (key_dim + value_dim)
 
 
 def _state(config: Config, kind: str) -> Layer:

@@ -17,6 +17,7 @@ from llmws.engine_api import (
     ModelLoaded,
     ModelProgress,
     ModelRef,
+    ModelUnloaded,
     PromptFailed,
     PromptJob,
     PromptReady,
@@ -154,6 +155,7 @@ HubEvent = (
     | Chunk
     | ModelProgress
     | ModelLoaded
+    | ModelUnloaded
     | ModelFailed
     | PromptReady
     | PromptFailed

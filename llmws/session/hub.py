@@ -19,6 +19,7 @@ from llmws.engine_api import (
     ModelLoaded,
     ModelProgress,
     ModelRef,
+    ModelUnloaded,
     PromptFailed,
     PromptReady,
 )
@@ -78,6 +79,7 @@ class Hub:
             Chunk: self._turns.chunk,
             ModelProgress: self._models.progress,
             ModelLoaded: self._models.loaded,
+            ModelUnloaded: self._models.unloaded,
             ModelFailed: self._model_failed,
             PromptReady: self._turns.prompt_ready,
             PromptFailed: self._turns.prompt_failed,

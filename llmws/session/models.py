@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from llmws.engine_api import ModelFailed, ModelInfo, ModelLoaded, ModelProgress, ModelRef
+from llmws.engine_api import ModelFailed, ModelInfo, ModelLoaded, ModelProgress, ModelRef, ModelUnloaded
 from llmws.protocol import ErrorCode
 from llmws.protocol import messages as m
 from llmws.session import events as e
@@ -124,6 +124,11 @@ class Models:
         self.current = event.info
         if self._switches and self._switches[0].ref == event.info.ref:
             self._switched(event.info)
+
+    def unloaded(self, event: ModelUnloaded) -> None:
+        """A model made room for another one."""
+        if self.current is not None and self.current.ref.name == event.name:
+            self.current = None
 
     def failed(self, event: ModelFailed) -> None:
         """A load failed; what was kept goes on serving."""

@@ -1,0 +1,93 @@
+"""How a model's attention layers share the pages of one pool: integers from a configuration.
+
+Knows neither torch nor streams. A page holds keys and values of `page_tokens` tokens for `slots` layers. Layers that
+remember equally much form a group, or several where there are more of them than slots; a stream has one table of pages
+for each group. Any page serves any group, so that a stream's sliding layers give back what slid out of their window
+while its full ones keep everything. Invariant: every attention layer has a place of its own.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmws.engine import memory
+from llmws.engine.memory import Config
+from llmws.errors import ModelInvalidError
+
+PAGE_TOKENS = 16
+"""Source: PagedAttention (arXiv:2309.06180), 7.2: large enough to read in bulk, small enough to waste and to share."""
+
+_MAX_GROUPS = 8
+"""A step pays for every group's tables; beyond that, layers that stay empty cost less."""
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Who keeps what where.
+
+    Attributes:
+        windows: of each group: tokens that a query sees, its own included; None for all before it.
+        places: of each layer: (group, slot within the page).
+        slots: layers that a page has room for.
+        kv_heads: of every layer.
+        key_dim: numbers of a head's key.
+        value_dim: numbers of a head's value.
+        page_tokens: tokens of a page.
+    """
+
+    windows: tuple[int | None, ...]
+    places: tuple[tuple[int, int], ...]
+    slots: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    page_tokens: int = PAGE_TOKENS
+
+    def page_bytes(self, dtype_bytes: int) -> int:
+        """Memory of one page."""
+        return self.slots * self.page_tokens * self.kv_heads * (self.key_dim + self.value_dim) * dtype_bytes
+
+    def pages(self, tokens: int, *, step_tokens: int) -> int:
+        """Pages that one stream of that many tokens holds at most, when a step takes up to `step_tokens` of them."""
+        everything = -(-tokens // self.page_tokens)
+        return sum(
+            # What a step's first query sees, what the step adds, and a page that both ends cut through.
+            everything if window is None else min(everything, -(-(window - 1 + step_tokens) // self.page_tokens) + 1)
+            for window in self.windows
+        )
+
+
+def layout(config: Config) -> Layout:
+    """The layout of a model whose layers all attend, to everything or within a window.
+
+    Raises:
+        ModelInvalidError: the configuration does not say, or a layer is of another kind.
+    """
+    config = memory.text_config(config)
+    windows = memory.attention_windows(config)
+    kinds = sorted(set(windows), key=lambda window: (window is not None, window or 0))
+    counts = [windows.count(kind) for kind in kinds]
+    slots = _slots(counts)
+    groups: list[int | None] = []
+    first: dict[int | None, int] = {}
+    for kind, count in zip(kinds, counts, strict=True):
+        first[kind] = len(groups)
+        groups += [kind] * -(-count // slots)
+    seen = dict.fromkeys(kinds, 0)
+    places = []
+    for window in windows:
+        places.append((first[window] + seen[window] // slots, seen[window] % slots))
+        seen[window] += 1
+    kv_heads, key_dim, value_dim = memory.kv_shape(config)
+    return Layout(tuple(groups), tuple(places), slots, kv_heads, key_dim, value_dim)
+
+
+def _slots(counts: list[int]) -> int:
+    """The number of slots with the fewest empty ones; among equals the largest, which makes the fewest groups."""
+
+    def pages(slots: int) -> int:
+        return sum(-(-count // slots) for count in counts)
+
+    possible = [slots for slots in range(1, max(counts) + 1) if pages(slots) <= max(_MAX_GROUPS, len(counts))]
+    if not possible:
+        raise ModelInvalidError("the model has no attention layers")
+    return min(possible, key=lambda slots: (pages(slots) * slots, -slots))
