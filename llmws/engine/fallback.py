@@ -6,24 +6,23 @@ output equals its output. Invariant: a stream's error leaves every other stream 
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import functools
 import gc
 import inspect
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from llmws.engine.memory import Footprint, Plan
+from llmws.engine.memory import Footprint
+from llmws.engine.network import Network, check_request, decoded, device_errors, own_errors, vocabulary
 from llmws.engine.runner import DeviceLostError, Token
 from llmws.engine.sampler import Sampler
 from llmws.engine_api import GenerationRequest, ModelInfo
-from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError, ModelOutOfMemoryError, PromptError
-from llmws.protocol import ErrorCode
+from llmws.errors import LlmwsError, ModelInvalidError
 
 log = logging.getLogger(__name__)
 
@@ -32,30 +31,6 @@ PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
 
 _CACHES = ("past_key_values", "cache_params", "state")
 """Where models put what they remember; it goes in under the name it comes out. Source: `generate()`."""
-
-
-class Network(Protocol):
-    """What is used of a transformers causal language model."""
-
-    config: Any
-    generation_config: Any
-    device: torch.device
-    dtype: torch.dtype
-
-    def __call__(self, **inputs: object) -> Mapping[str, Any]:
-        """One forward; what comes out has at least `logits`."""
-
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **inputs: object) -> dict[str, Any]:
-        """The inputs of the next forward, as this model wants them."""
-
-    def get_input_embeddings(self) -> torch.nn.Embedding:
-        """The module that turns ids into vectors."""
-
-    def parameters(self) -> Iterator[torch.Tensor]:
-        """Of a torch module."""
-
-    def buffers(self) -> Iterator[torch.Tensor]:
-        """Of a torch module."""
 
 
 class Increments(enum.Enum):
@@ -200,7 +175,6 @@ class FallbackRunner:
         info: what it promises.
         eos_ids: end a completion.
         footprint: of a stream.
-        plan: what memory allows.
         increments: how the model goes on from its cache.
         held_bytes: of the weights.
     """
@@ -213,46 +187,36 @@ class FallbackRunner:
         info: ModelInfo,
         eos_ids: frozenset[int],
         footprint: Footprint,
-        plan: Plan,
         increments: Increments,
         held_bytes: int,
     ) -> None:
         self.info = info
         self.eos_ids = eos_ids
         self.held_bytes = held_bytes
+        self.need_bytes = footprint.need_bytes(info.max_context)
+        self.pool_bytes = 0
         self._model = model
         self._tokenizer = tokenizer
         self._footprint = footprint
-        self._plan = plan
         self._increments = increments
         self._vocabulary = vocabulary(model)
         self._streams: dict[str, _Stream] = {}
+        self._workspace_bytes = footprint.workspace_bytes(info.max_context)
         self._reserved_bytes: dict[str, int] = {}
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Runner.decode`."""
-        try:
-            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        except BaseException as error:  # noqa: BLE001 - a panic of the tokenizers library is not even an Exception
-            log.error("decoding failed: %s", type(error).__name__)
-            raise ModelInvalidError("the model's tokenizer failed on this answer") from None
+        return decoded(self._tokenizer, ids)
 
     def has_room(self, request: GenerationRequest) -> bool:
         """See `Runner.has_room`."""
-        return self._cache_bytes(request) + sum(self._reserved_bytes.values()) <= self._plan.pool_bytes
+        reserved_bytes = sum(self._reserved_bytes.values()) + self._workspace_bytes
+        return self._cache_bytes(request) + reserved_bytes <= self.pool_bytes
 
     def start(self, request: GenerationRequest) -> None:
         """See `Runner.start`."""
-        if not request.prompt_ids:
-            raise BadRequestError("the prompt has no tokens")
-        # On CUDA an id beyond the embedding is an assertion in a kernel, which ends every stream of the process.
-        if (largest := max(request.prompt_ids + request.emitted_ids)) >= self._vocabulary:
-            raise BadRequestError(f"there is no token {largest}; the model has {self._vocabulary}")
-        total = len(request.prompt_ids) + request.max_new_tokens
-        if total > self.info.max_context:
-            message = f"prompt and answer take up to {total} tokens; the model takes {self.info.max_context}"
-            raise PromptError(ErrorCode.CONTEXT_TOO_LONG, message)
-        with _as_own_errors():
+        check_request(request, self.info, self._vocabulary)
+        with own_errors():
             self._streams[request.key] = _Stream(
                 self._model,
                 request,
@@ -267,7 +231,7 @@ class FallbackRunner:
         outcomes: dict[str, Token | LlmwsError] = {}
         for key in keys:
             try:
-                with _as_own_errors():
+                with own_errors():
                     token = self._streams[key].step()
             except LlmwsError as error:
                 outcomes[key] = error
@@ -292,40 +256,6 @@ class FallbackRunner:
 
     def _cache_bytes(self, request: GenerationRequest) -> int:
         return self._footprint.cache_bytes(len(request.prompt_ids) + request.max_new_tokens)
-
-
-def vocabulary(model: Network) -> int:
-    """How many tokens the model has."""
-    return int(model.config.get_text_config().vocab_size)
-
-
-@contextlib.contextmanager
-def device_errors(purpose: str) -> Iterator[None]:
-    """Turns what torch raises when memory is full into an error with a code, a dead device into `DeviceLostError`."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise ModelOutOfMemoryError(f"there is not enough memory for {purpose}") from None
-    except torch.AcceleratorError as error:
-        raise DeviceLostError(str(error)) from error
-    except (MemoryError, RuntimeError) as error:
-        # On CPU torch has no type of its own for it.
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise ModelOutOfMemoryError(f"there is not enough memory for {purpose}") from None
-        raise
-
-
-@contextlib.contextmanager
-def _as_own_errors() -> Iterator[None]:
-    """Turns whatever torch and a model raise into errors with a code, or `DeviceLostError`."""
-    try:
-        with device_errors("this request"):
-            yield
-    except (LlmwsError, DeviceLostError):
-        raise
-    except Exception:
-        log.exception("a request failed in the model")
-        raise ModelInvalidError("the model failed on this request") from None
 
 
 @functools.cache

@@ -22,8 +22,9 @@ from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine import memory
 from llmws.engine.devices import device_memory, placement, target
 from llmws.engine.digest import model_digest, tokenizer_digest
-from llmws.engine.fallback import FallbackRunner, Network, device_errors, find_increments, vocabulary
+from llmws.engine.fallback import FallbackRunner, find_increments
 from llmws.engine.measure import measured_footprint, whole_config
+from llmws.engine.network import Network, device_errors, vocabulary
 from llmws.engine.runner import Progress
 from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine.weights import tensor_bytes, weight_files, weights_bytes
@@ -101,14 +102,15 @@ class FallbackLoader:
         used = {tensor.device for tensor in network.parameters()}
         # On CPU what the old model will give back may be free already, for the same reason.
         reclaimable_bytes = reclaimable_bytes if network.device.type == "cuda" else 0
+        budget_bytes = memory.budget(
+            total_bytes=sum(memory_before[device][0] for device in used),
+            free_bytes=sum(memory_before[device][1] for device in used) + reclaimable_bytes,
+            utilization=self._optimization.memory_utilization,
+            weights_bytes=held,
+        )
         plan = memory.plan(
             footprint,
-            budget_bytes=memory.budget(
-                total_bytes=sum(memory_before[device][0] for device in used),
-                free_bytes=sum(memory_before[device][1] for device in used) + reclaimable_bytes,
-                utilization=self._optimization.memory_utilization,
-                weights_bytes=held,
-            ),
+            budget_bytes=budget_bytes,
             positions=memory.positions(whole_config(network)),
             limit=self._limits.max_context,
         )
@@ -126,16 +128,17 @@ class FallbackLoader:
             flash_attention=str(network.config._attn_implementation).startswith("flash"),
         )
         log.info("%s: %s, continues by %s, context %d", model.name, info.device, increments.value, info.max_context)
-        return FallbackRunner(
+        runner = FallbackRunner(
             network,
             files.tokenizer,
             info=info,
             eos_ids=_eos_ids(network, files),
             footprint=footprint,
-            plan=plan,
             increments=increments,
             held_bytes=held,
         )
+        runner.open_pool(budget_bytes)
+        return runner
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

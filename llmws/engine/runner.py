@@ -36,15 +36,33 @@ class Runner(Protocol):
     Attributes:
         info: what it promises.
         eos_ids: end a completion.
-        held_bytes: device memory that `close` gives back.
+        held_bytes: device memory of the weights; `close` gives it back.
+        need_bytes: memory beside the weights that a single stream of `info.max_context` tokens takes, workspace
+            included.
+        pool_bytes: memory set aside for streams now; 0 while the pool is closed.
     """
 
     info: ModelInfo
     eos_ids: frozenset[int]
     held_bytes: int
+    need_bytes: int
+    pool_bytes: int
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `text.Decode`."""
+
+    def open_pool(self, budget_bytes: int) -> None:
+        """Sets memory aside for streams. Needed before the first `start`; called on a closed pool only.
+
+        Args:
+            budget_bytes: no more than these, which are at least `need_bytes`.
+
+        Raises:
+            ModelOutOfMemoryError: the device has not got them after all; the pool stays closed.
+        """
+
+    def close_pool(self) -> None:
+        """Gives that memory back, and what is cached in it. No stream may be on."""
 
     def has_room(self, request: GenerationRequest) -> bool:
         """Whether the request's whole context fits into memory beside the streams that are on.

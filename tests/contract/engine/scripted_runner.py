@@ -27,6 +27,8 @@ class AlphabetRunner:
         self.info = model_info(model, max_context=64, max_running=max_running)
         self.eos_ids = frozenset({EOS})
         self.held_bytes = 1000
+        self.need_bytes = 100
+        self.pool_bytes = 0
         self.room = 1000
         self.faults: dict[str, LlmwsError] = {}
         self.broken: Exception | None = None
@@ -38,6 +40,15 @@ class AlphabetRunner:
         if 99 in ids:
             raise ValueError("no such token")
         return "".join(ALPHABET[i - 1] for i in ids if i)
+
+    def open_pool(self, budget_bytes: int) -> None:
+        assert self.need_bytes <= budget_bytes
+        assert not self.pool_bytes
+        self.pool_bytes = budget_bytes
+
+    def close_pool(self) -> None:
+        assert not self.streams
+        self.pool_bytes = 0
 
     def has_room(self, request: GenerationRequest) -> bool:
         return len(self.streams) < self.room

@@ -58,18 +58,19 @@ class Given:
         return self.runner
 
 
-def runner_of(network, *, pool_bytes=10**9, increments=Increments.CHUNKS, max_running=4):
+def runner_of(network, *, increments=Increments.CHUNKS, max_running=4):
     footprint = memory.footprint(network.config.to_dict(), dtype_bytes=4, chunk=16)
-    return FallbackRunner(
+    runner = FallbackRunner(
         network,
         tiny_models.tokenizer(),
         info=model_info(MODEL, max_context=tiny_models.POSITIONS, max_running=max_running),
         eos_ids=frozenset({tiny_models.EOS}),
         footprint=footprint,
-        plan=memory.Plan(tiny_models.POSITIONS, pool_bytes),
         increments=increments,
         held_bytes=0,
     )
+    runner.open_pool(10**9)
+    return runner
 
 
 @pytest.fixture
@@ -205,9 +206,10 @@ def test_two_hundred_random_cancels_leave_nothing(network):
 
 def test_memory_is_reserved_for_the_whole_context(network):
     """What is admitted can always be finished: the second waits, though its prompt would fit."""
-    runner = runner_of(network, pool_bytes=0)
-    half = runner._footprint.cache_bytes(100)
-    runner = runner_of(network, pool_bytes=2 * half - 1)
+    runner = runner_of(network)
+    half, workspace = runner._footprint.cache_bytes(100), runner._footprint.workspace_bytes(tiny_models.POSITIONS)
+    runner.close_pool()
+    runner.open_pool(2 * half - 1 + workspace)
     first, second = request("a", max_new_tokens=97), request("b", max_new_tokens=97)
     assert runner.has_room(first)
     runner.start(first)
