@@ -11,7 +11,8 @@ import msgspec
 import torch
 
 from llmws.engine import memory
-from llmws.engine.fallback import PREFILL_TOKENS, Context, Increments, Network, vocabulary
+from llmws.engine.fallback import PREFILL_TOKENS, Context, Increments
+from llmws.engine.network import Network, vocabulary
 from llmws.errors import ModelInvalidError
 
 _SAMPLE_TOKENS = 32

@@ -1,0 +1,111 @@
+"""A transformers model as the tiers see it, and what may go wrong in one.
+
+Owns the translation of torch's and transformers' failures. Knows no tier. Invariant: whatever a model or a tokenizer
+raises comes out as an error with a code, or as `DeviceLostError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from tokenizers import Tokenizer
+
+from llmws.engine.runner import DeviceLostError
+from llmws.engine_api import GenerationRequest, ModelInfo
+from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError, ModelOutOfMemoryError, PromptError
+from llmws.protocol import ErrorCode
+
+log = logging.getLogger(__name__)
+
+
+class Network(Protocol):
+    """What is used of a transformers causal language model."""
+
+    config: Any
+    generation_config: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, **inputs: object) -> Mapping[str, Any]:
+        """One forward; what comes out has at least `logits`."""
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **inputs: object) -> dict[str, Any]:
+        """The inputs of the next forward, as this model wants them."""
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        """The module that turns ids into vectors."""
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """Of a torch module."""
+
+    def buffers(self) -> Iterator[torch.Tensor]:
+        """Of a torch module."""
+
+
+def vocabulary(model: Network) -> int:
+    """How many tokens the model has."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+@contextlib.contextmanager
+def device_errors(purpose: str) -> Iterator[None]:
+    """Turns what torch raises when memory is full into an error with a code, a dead device into `DeviceLostError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ModelOutOfMemoryError(f"there is not enough memory for {purpose}") from None
+    except torch.AcceleratorError as error:
+        raise DeviceLostError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        # On CPU torch has no type of its own for it.
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise ModelOutOfMemoryError(f"there is not enough memory for {purpose}") from None
+        raise
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Turns whatever torch and a model raise into errors with a code, or `DeviceLostError`."""
+    try:
+        with device_errors("this request"):
+            yield
+    except (LlmwsError, DeviceLostError):
+        raise
+    except Exception:
+        log.exception("a request failed in the model")
+        raise ModelInvalidError("the model failed on this request") from None
+
+
+def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids; see `text.Decode`.
+
+    Raises:
+        ModelInvalidError: the tokenizer failed.
+    """
+    try:
+        return tokenizer.decode(list(ids), skip_special_tokens=True)
+    except BaseException as error:  # noqa: BLE001 - a panic of the tokenizers library is not even an Exception
+        log.error("decoding failed: %s", type(error).__name__)
+        raise ModelInvalidError("the model's tokenizer failed on this answer") from None
+
+
+def check_request(request: GenerationRequest, info: ModelInfo, vocabulary: int) -> None:
+    """Refuses what no tier can serve.
+
+    Raises:
+        BadRequestError: an id is not one of the model's.
+        PromptError: prompt and answer are longer than the model's context.
+    """
+    if not request.prompt_ids:
+        raise BadRequestError("the prompt has no tokens")
+    # On CUDA an id beyond the embedding is an assertion in a kernel, which ends every stream of the process.
+    if (largest := max(request.prompt_ids + request.emitted_ids)) >= vocabulary:
+        raise BadRequestError(f"there is no token {largest}; the model has {vocabulary}")
+    total = len(request.prompt_ids) + request.max_new_tokens
+    if total > info.max_context:
+        message = f"prompt and answer take up to {total} tokens; the model takes {info.max_context}"
+        raise PromptError(ErrorCode.CONTEXT_TOO_LONG, message)
