@@ -208,6 +208,18 @@ class FallbackRunner:
         """See `Runner.decode`."""
         return decoded(self._tokenizer, ids)
 
+    def open_pool(self, budget_bytes: int) -> None:
+        """See `Runner.open_pool`. A reservation: each stream's cache takes its memory as it grows."""
+        useful_bytes = self.info.max_running * self._footprint.cache_bytes(self.info.max_context)
+        self.pool_bytes = min(budget_bytes, useful_bytes + self._workspace_bytes)
+
+    def close_pool(self) -> None:
+        """See `Runner.close_pool`."""
+        self.pool_bytes = 0
+        gc.collect()  # caches refer to themselves
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def has_room(self, request: GenerationRequest) -> bool:
         """See `Runner.has_room`."""
         reserved_bytes = sum(self._reserved_bytes.values()) + self._workspace_bytes
