@@ -22,6 +22,7 @@ from llmws.engine_api import (
     ModelLoaded,
     ModelProgress,
     ModelRef,
+    ModelUnloaded,
 )
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import EngineResources, FinishReason
@@ -74,6 +75,7 @@ class ScriptedEngine:
         script: the steps of every request, or a function from a request to its steps.
         models: what a load of that name yields; others get `model_info(ref)`.
         broken: names whose load fails, with the message.
+        max_resident: models that fit side by side.
         interval_s: seconds between steps, or None.
     """
 
@@ -83,13 +85,16 @@ class ScriptedEngine:
         *,
         models: Mapping[str, ModelInfo] | None = None,
         broken: Mapping[str, str] | None = None,
+        max_resident: int = 3,
         interval_s: float | None = None,
     ) -> None:
         self._script = script
         self._models = models or {}
-        self._broken = broken or {}
+        self._broken = broken if broken is not None else {}
+        self._max_resident = max_resident
         self._interval_s = interval_s
-        self._model: ModelInfo | None = None
+        self._resident: dict[str, ModelInfo] = {}
+        self._newest: ModelRef | None = None
         self._queue: list[_Stream | ModelRef] = []
         self._running: list[_Stream] = []
         self._changed = threading.Condition()
@@ -146,6 +151,15 @@ class ScriptedEngine:
         self._mailbox.put(events)
         return bool(events)
 
+    def unload(self, name: str) -> bool:
+        """Takes a model out of memory, as if for another one. False if it is not there, or busy."""
+        with self._changed:
+            if name not in self._resident or self._count(name):
+                return False
+            del self._resident[name]
+        self._mailbox.put([ModelUnloaded(name=name)])
+        return True
+
     @property
     def keys(self) -> list[str]:
         """The requests that have not ended, the oldest first."""
@@ -161,33 +175,56 @@ class ScriptedEngine:
         self._mailbox.put(events)
 
     def _admit(self) -> list[EngineEvent]:
-        """Moves what may start out of the queue: a load when nothing runs, requests up to the model's limit."""
+        """Moves what may start out of the queue; nothing overtakes."""
         events: list[EngineEvent] = []
-        limit = self._model.max_running if self._model else 1
         while self._queue:
             item = self._queue[0]
-            if self._running and (isinstance(item, ModelRef) or len(self._running) >= limit):
-                break
-            self._queue.pop(0)
             if isinstance(item, ModelRef):
+                # Also one that is there already: what came before a load is told before it.
+                if self._running if item.name in self._resident else not self._has_room():
+                    break
                 events += self._load(item)
-                limit = self._model.max_running if self._model else 1
-            elif self._model is None:
-                key, index = item.request.key, len(item.request.emitted_ids)
-                message = "no model is loaded"
-                events.append(Chunk(key=key, index=index, error_code=ErrorCode.NO_MODEL, error_message=message))
+            elif (model := item.request.model or self._newest) is None:
+                events.append(item.fail(ErrorCode.NO_MODEL, "no model is loaded"))
+            elif (info := self._resident.get(model.name)) is None:
+                if not self._has_room():
+                    break
+                events += self._load(model)
+                if model.name in self._resident:
+                    continue
+                events.append(item.fail(ErrorCode.MODEL_FAILED, self._broken[model.name]))
+            elif self._count(model.name) >= info.max_running:
+                break
             else:
+                self._resident[model.name] = self._resident.pop(model.name)  # the one used last comes last
+                item.model = model.name
                 self._running.append(item)
+            self._queue.pop(0)
         return events
 
+    def _count(self, name: str) -> int:
+        return sum(stream.model == name for stream in self._running)
+
+    def _has_room(self) -> bool:
+        """Whether one more model fits, if need be in the place of an idle one."""
+        return len(self._resident) < self._max_resident or any(not self._count(name) for name in self._resident)
+
     def _load(self, model: ModelRef) -> list[EngineEvent]:
+        """Loads a model. A broken one is found out before anything makes room for it."""
         if model.name in self._broken:
+            kept = self._resident.get(self._newest.name) if self._newest is not None else None
             message = self._broken[model.name]
-            failed = ModelFailed(name=model.name, code=ErrorCode.MODEL_FAILED, message=message, kept=self._model)
-            return [failed]
-        self._model = self._models.get(model.name) or model_info(model)
-        progress = ModelProgress(name=model.name, bytes=model.size_bytes, total_bytes=model.size_bytes)
-        return [progress, ModelLoaded(info=self._model)]
+            return [ModelFailed(name=model.name, code=ErrorCode.MODEL_FAILED, message=message, kept=kept)]
+        events: list[EngineEvent] = []
+        if model.name not in self._resident:
+            if len(self._resident) >= self._max_resident:
+                idle = next(name for name in self._resident if not self._count(name))
+                del self._resident[idle]
+                events.append(ModelUnloaded(name=idle))
+            events.append(ModelProgress(name=model.name, bytes=model.size_bytes, total_bytes=model.size_bytes))
+            self._resident[model.name] = self._models.get(model.name) or model_info(model)
+        self._newest = model
+        return [*events, ModelLoaded(info=self._resident[model.name])]
 
     def _run(self) -> None:
         while True:
@@ -205,6 +242,7 @@ class _Stream:
 
     def __init__(self, request: GenerationRequest, steps: Sequence[Step]) -> None:
         self.request = request
+        self.model = ""
         self.ended = False
         said = [pair for step in steps for pair in step.tokens]
         emitted = said[: len(request.emitted_ids)]
@@ -235,6 +273,11 @@ class _Stream:
         self._text = ""
         self.ended = finish is not None or error is not None
         return chunk if chunk.ids or chunk.text or self.ended else None
+
+    def fail(self, code: ErrorCode, message: str) -> Chunk:
+        """The chunk that ends it before it began."""
+        key, index = self.request.key, len(self.request.emitted_ids)
+        return Chunk(key=key, index=index, error_code=code, error_message=message)
 
 
 def _rest(steps: Sequence[Step], skip: int) -> list[Step]:

@@ -149,7 +149,7 @@ class Driver:
     @property
     def ready(self) -> bool:
         """Whether a model is loaded."""
-        return self._hub.loaded is not None
+        return bool(self._hub.resident)
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class Driver:
         """Logs what an operator wants to know of models."""
         if isinstance(event, ModelLoaded):
             _log.info(
-                "model %s serves on %s, context %d", event.info.ref.name, event.info.device, event.info.max_context
+                "model %s is loaded on %s, context %d", event.info.ref.name, event.info.device, event.info.max_context
             )
             self._read_memory()
         elif isinstance(event, ModelFailed):
@@ -323,16 +323,19 @@ class Driver:
             case m.ListModels():
                 self.scan(lambda models: answer(m.ModelsList(models=self._entries(models))), failed=failed)
             case m.GetResources():
-                loaded, entries, load = self._hub.loaded, self._entries(self._hub.available), self._engine.load_state()
-                work = functools.partial(self._probe.resources, loaded, entries, load)
+                default, entries, load = (
+                    self._hub.default,
+                    self._entries(self._hub.available),
+                    self._engine.load_state(),
+                )
+                work = functools.partial(self._probe.resources, default, entries, load)
                 self._off_loop("reading resources", work, answer, failed=failed)
             case m.DeleteModel(model_name=name):
                 self._off_loop("deleting a model", functools.partial(self._delete, name), answer, failed=failed)
                 self.scan()
 
     def _entries(self, models: tuple[ModelRef, ...]) -> list[m.ModelEntry]:
-        loaded = self._hub.loaded
-        return [each.to_entry(loaded=loaded is not None and each.location == loaded.ref.location) for each in models]
+        return [each.to_entry(loaded=each.name in self._hub.resident) for each in models]
 
     def _delete(self, name: str) -> m.ServerMessage:
         try:

@@ -161,10 +161,10 @@ class Desk:
             if ref is None:
                 text = "no such model here; list_models lists them"
                 return rejection(request_id, ErrorCode.MODEL_NOT_FOUND, text, field="model")
-            if not self._state.settings.load_on_demand and ref.name != self._models.name:
+            if not self._models.may_serve(ref):
                 text = "this model is not loaded; an admin must switch to it"
                 return rejection(request_id, ErrorCode.MODEL_NOT_FOUND, text, field="model")
-        elif self._models.current is None and self._models.is_settled:
+        elif self._models.name is None and self._models.is_settled:
             return rejection(request_id, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
         wrong = _wrong_context(message) or self._wrong_ids(message)
         if wrong is None and (misplaced := session.conversation.wrong_parent(message)) is not None:
@@ -182,7 +182,9 @@ class Desk:
         return self._no_room(session, request_id)
 
     def _wrong_ids(self, message: m.Inference) -> tuple[str, str] | None:
-        vocab_size = self._models.current.vocab_size if self._models.current else 0
+        ref = self._models.serving(message.model)
+        info = self._models.resident.get(ref.name) if ref is not None else None
+        vocab_size = info.vocab_size if info is not None else 0
         for index, token in enumerate(message.input_ids or () if vocab_size else ()):
             if token >= vocab_size:
                 return f"input_ids[{index}]", f"the model's vocabulary has {vocab_size} ids"
@@ -300,7 +302,7 @@ class Desk:
             self._models.ask_switch(session.id, wanted)
 
     def _delete_model(self, _session: Session, attachment: Attachment, message: m.DeleteModel) -> None:
-        if self._models.is_wanted(message.model_name):
+        if self._models.is_wanted(message.model_name) or self._turns.uses(message.model_name):
             text = "this model is loaded or about to be; switch to another one first"
             self._state.reject(attachment.connection, ErrorCode.CONFLICT, text)
         else:

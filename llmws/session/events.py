@@ -114,7 +114,7 @@ class MemoryRead(Value, frozen=True):
 
 
 class SelectModel(Value, frozen=True):
-    """The model to serve at start."""
+    """The default model to begin with."""
 
     model: ModelRef
 
@@ -216,7 +216,7 @@ class SaveUptime(Value, frozen=True):
 
 
 class LoadModel(Value, frozen=True):
-    """Loads a model; nothing is running."""
+    """Loads a model beside the others, or in the place of idle ones."""
 
     model: ModelRef
 

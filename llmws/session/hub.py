@@ -71,14 +71,14 @@ class Hub:
             e.ModelsScanned: self._models.scanned,
             e.ScanFailed: self._models.scan_failed,
             e.MemoryRead: self._memory_read,
-            e.SelectModel: self._select_model,
+            e.SelectModel: self._models.select,
             e.UnfinishedFound: self._shelf.unfinished_found,
             e.Tick: self._tick,
             e.Drain: self._drain,
             e.Shutdown: self._shutdown,
             Chunk: self._turns.chunk,
             ModelProgress: self._models.progress,
-            ModelLoaded: self._models.loaded,
+            ModelLoaded: self._model_loaded,
             ModelUnloaded: self._models.unloaded,
             ModelFailed: self._model_failed,
             PromptReady: self._turns.prompt_ready,
@@ -115,9 +115,14 @@ class Hub:
         self._takers[type(event)](event)
 
     @property
-    def loaded(self) -> ModelInfo | None:
-        """The model that serves."""
-        return self._models.current
+    def default(self) -> ModelInfo | None:
+        """The model for requests that name none, as it was when it was last loaded."""
+        return self._models.default
+
+    @property
+    def resident(self) -> frozenset[str]:
+        """The names of the loaded models."""
+        return frozenset(self._models.resident)
 
     @property
     def available(self) -> tuple[ModelRef, ...]:
@@ -310,9 +315,9 @@ class Hub:
 
     # --- the server ------------------------------------------------------------------------------------------------
 
-    def _select_model(self, event: e.SelectModel) -> None:
-        if self._models.loading is None:
-            self._models.load(event.model)
+    def _model_loaded(self, event: ModelLoaded) -> None:
+        self._models.loaded(event)
+        self._turns.model_loaded(event)
 
     def _model_failed(self, event: ModelFailed) -> None:
         self._models.failed(event)

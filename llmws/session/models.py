@@ -1,7 +1,8 @@
-"""Which model serves, which is being loaded, and who asked for another.
+"""Which models are there, which of them is the default, what is being loaded, and who asked for another.
 
-Knows no requests but by their absence: it loads only when told that nothing runs. Invariant: at most one load is
-under way, and `is_settled` is false from the moment a switch is asked for until it ends.
+The engine decides how many models stay side by side; this follows what it tells. Knows no requests but by their
+absence: a switch begins only when told that nothing runs. Invariants: one load of a model is asked for at a time;
+`is_settled` is false from the moment a switch is asked for until it ends; only a switch changes the default.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from llmws.session import events as e
 from llmws.session.state import HubState
 
 
-class _Switch(NamedTuple):
+class _Wish(NamedTuple):
     """A switch that a session asked for; `ref` is None until the models folders have been looked at again."""
 
     session_id: str
@@ -23,36 +24,62 @@ class _Switch(NamedTuple):
     ref: ModelRef | None
 
 
+class _Switch(NamedTuple):
+    """A switch under way: its load has been asked for. `session_id` is None for the model to begin with."""
+
+    session_id: str | None
+    ref: ModelRef
+
+
 class Models:
-    """What the hub knows of models."""
+    """What the hub knows of models.
+
+    Attributes:
+        available: what the last scan found.
+        resident: the loaded models by name, as far as the engine has told.
+        default: the model for whoever names none, as it was when it was last loaded. It stays the default while it
+            makes room for another one.
+    """
 
     def __init__(self, state: HubState) -> None:
         self._state = state
         self.available: tuple[ModelRef, ...] = ()
-        self.current: ModelInfo | None = None
-        self.loading: ModelRef | None = None
-        self._switches: list[_Switch] = []
+        self.resident: dict[str, ModelInfo] = {}
+        self.default: ModelInfo | None = None
+        self._loading: set[str] = set()
+        self._wishes: list[_Wish] = []
+        self._switch: _Switch | None = None
         self._is_scanned = False
 
     @property
     def name(self) -> str | None:
-        """The model that serves, or will."""
-        if self.current is not None:
-            return self.current.ref.name
-        return self.loading.name if self.loading else None
+        """The default model, or the one that will be."""
+        if self.default is not None:
+            return self.default.ref.name
+        return self._switch.ref.name if self._switch else None
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is known what there is, and no load is under way or wanted."""
-        return self._is_scanned and self.loading is None and not self._switches
+        """Whether it is known what there is, and no switch is under way or wanted."""
+        return self._is_scanned and self._switch is None and not self._wishes
 
     def find(self, wanted: str) -> ModelRef | None:
         """The listed model of just this name or path."""
         return next((each for each in self.available if wanted in (each.name, each.path)), None)
 
+    def serving(self, wanted: str | None) -> ModelRef | None:
+        """The model for a request that names this one, or none."""
+        if wanted is not None:
+            return self.find(wanted)
+        return self.default.ref if self.default else None
+
+    def may_serve(self, ref: ModelRef) -> bool:
+        """Whether users may ask for this model."""
+        return self._state.settings.load_on_demand or ref.name == self.name
+
     def capabilities(self) -> m.Capabilities:
         """For the welcome."""
-        info = self.current
+        info = self.default
         return m.Capabilities(
             vision=info.vision if info else False,
             resume=True,
@@ -60,87 +87,115 @@ class Models:
             max_context=info.max_context if info else 0,
         )
 
-    def load(self, ref: ModelRef) -> None:
-        """Loads a model. Nothing may be running."""
-        self.loading = ref
-        self._state.out.append(e.LoadModel(ref))
+    def want(self, ref: ModelRef) -> None:
+        """Has a model loaded that is not resident, unless that is asked for already.
+
+        Every model is asked for at once: the engine takes loads and requests in one line, where what comes first goes
+        first, and so nobody can be passed over for ever.
+        """
+        if ref.name not in self._loading:
+            self._loading.add(ref.name)
+            self._state.out.append(e.LoadModel(ref))
 
     def is_wanted(self, name: str) -> bool:
-        """Whether this model serves, is being loaded, or is to be switched to."""
-        serving = self.current.ref.name if self.current else None
-        loading = self.loading.name if self.loading else None
-        return name in (serving, loading) or any(wish.ref and wish.ref.name == name for wish in self._switches)
+        """Whether this model is resident, the default, being loaded, or to be switched to."""
+        wished = any(wish.ref and wish.ref.name == name for wish in self._wishes)
+        return wished or name == self.name or name in self.resident or name in self._loading
+
+    # --- switching -------------------------------------------------------------------------------------------------
+
+    def select(self, event: e.SelectModel) -> None:
+        """Loads the model to begin with."""
+        if self._switch is None:
+            self._switch = _Switch(None, event.model)
+            self.want(event.model)
 
     def ask_switch(self, session_id: str, wanted: str) -> None:
         """Takes a client's wish; the folders are looked at again, since the model may just have been put there.
 
         A session has one wish at a time: a newer one replaces one that has not begun.
         """
-        begun = self._switches[:1] if self.loading is not None else []
-        for wish in self._switches[len(begun) :]:
-            if wish.session_id == session_id:
-                self._switches.remove(wish)
-                self._refuse(wish, ErrorCode.CONFLICT, "a newer switch_model of this session replaces this one")
-        self._switches.append(_Switch(session_id, wanted, None))
+        for wish in [each for each in self._wishes if each.session_id == session_id]:
+            self._wishes.remove(wish)
+            self._refuse(session_id, ErrorCode.CONFLICT, "a newer switch_model of this session replaces this one")
+        self._wishes.append(_Wish(session_id, wanted, None))
         self._state.out.append(e.ScanModels())
 
     def scanned(self, event: e.ModelsScanned) -> None:
         """Takes what is there now, and decides the wishes that waited for it."""
         self.available = event.models
         self._is_scanned = True
-        wishes, self._switches = self._switches, []
+        wishes, self._wishes = self._wishes, []
         for wish in wishes:
             ref = wish.ref or self.find(wish.wanted)
             if ref is not None:
-                self._switches.append(wish._replace(ref=ref))
+                self._wishes.append(wish._replace(ref=ref))
             else:
-                self._refuse(wish, ErrorCode.MODEL_NOT_FOUND, "no such model here; list_models lists them")
+                self._refuse(wish.session_id, ErrorCode.MODEL_NOT_FOUND, "no such model here; list_models lists them")
 
     def scan_failed(self, _event: e.ScanFailed) -> None:
         """The folders could not be looked at: the wishes that waited for it are refused."""
-        wishes, self._switches = self._switches, [wish for wish in self._switches if wish.ref is not None]
+        wishes, self._wishes = self._wishes, [wish for wish in self._wishes if wish.ref is not None]
         for wish in wishes:
             if wish.ref is None:
-                self._refuse(wish, ErrorCode.INTERNAL, "the models folders could not be read")
+                self._refuse(wish.session_id, ErrorCode.INTERNAL, "the models folders could not be read")
 
     def begin_switch(self) -> None:
         """Begins the next switch that was asked for. Nothing may be running."""
-        while self._switches and (ref := self._switches[0].ref) is not None and self.loading is None:
-            if self.current is not None and self.current.ref.location == ref.location:
+        while self._switch is None and self._wishes and (ref := self._wishes[0].ref) is not None:
+            wish = self._wishes.pop(0)
+            self._switch = _Switch(wish.session_id, ref)
+            info = self.resident.get(ref.name)
+            if info is not None and info.ref.location == ref.location:
                 self._tell(f"{ref.name} is loaded already.", 0, 0)
-                self._switched(self.current)
+                self._switched(info)
             else:
                 self._tell(f"Loading {ref.name}.", 0, ref.size_bytes)
-                self.load(ref)
+                self.want(ref)
+
+    # --- what the engine tells -------------------------------------------------------------------------------------
 
     def progress(self, event: ModelProgress) -> None:
         """A load goes on."""
-        percent = 100 * event.bytes // max(1, event.total_bytes)
-        self._tell(f"Loading {event.name}: {percent} %.", event.bytes, event.total_bytes)
+        if self._switch is not None and self._switch.ref.name == event.name:
+            percent = 100 * event.bytes // max(1, event.total_bytes)
+            self._tell(f"Loading {event.name}: {percent} %.", event.bytes, event.total_bytes)
 
     def loaded(self, event: ModelLoaded) -> None:
-        """A load succeeded."""
-        self.loading = None
-        self.current = event.info
-        if self._switches and self._switches[0].ref == event.info.ref:
-            self._switched(event.info)
+        """A model is there: a load that was asked for, or one that a request needed after its model had made room."""
+        info = event.info
+        self._loading.discard(info.ref.name)
+        self._resides(info)
+        if self._switch is not None and self._switch.ref.name == info.ref.name:
+            self._switched(info)
 
     def unloaded(self, event: ModelUnloaded) -> None:
         """A model made room for another one."""
-        if self.current is not None and self.current.ref.name == event.name:
-            self.current = None
+        self.resident.pop(event.name, None)
 
     def failed(self, event: ModelFailed) -> None:
-        """A load failed; what was kept goes on serving."""
-        self.loading = None
-        self.current = event.kept
-        if self._switches and self._switches[0].ref and self._switches[0].ref.name == event.name:
-            self._refuse(self._switches.pop(0), event.code, event.message)
+        """A load failed; the default is what it was."""
+        self._loading.discard(event.name)
+        self.resident.pop(event.name, None)
+        if event.kept is not None:
+            self._resides(event.kept)
+        if self._switch is not None and self._switch.ref.name == event.name:
+            switch, self._switch = self._switch, None
+            self._refuse(switch.session_id, event.code, event.message)
+
+    def _resides(self, info: ModelInfo) -> None:
+        self.resident[info.ref.name] = info
+        if self.default is not None and self.default.ref.name == info.ref.name:
+            self.default = info
 
     def _switched(self, info: ModelInfo) -> None:
-        wish = self._switches.pop(0)
+        assert self._switch is not None
+        switch, self._switch = self._switch, None
+        self.default = info
+        if switch.session_id is None:
+            return
         self._state.out.append(e.RememberModel(info.ref.name))
-        session = self._state.sessions.get(wish.session_id)
+        session = self._state.sessions.get(switch.session_id)
         if session is not None:
             self._state.dirty[session.id] = session
             session.emit(
@@ -154,14 +209,14 @@ class Models:
 
     def _tell(self, text: str, read_bytes: int, total_bytes: int) -> None:
         """Tells whoever asked for the switch how it goes."""
-        if self._switches and (owner := self._owner(self._switches[0])) is not None:
-            self._state.send(owner, m.Log(code="loading", message=text, bytes=read_bytes, total_bytes=total_bytes))
+        if self._switch is not None and (asker := self._asker(self._switch.session_id)) is not None:
+            self._state.send(asker, m.Log(code="loading", message=text, bytes=read_bytes, total_bytes=total_bytes))
 
-    def _refuse(self, wish: _Switch, code: ErrorCode, text: str) -> None:
-        if (owner := self._owner(wish)) is not None:
-            self._state.reject(owner, code, text)
+    def _refuse(self, session_id: str | None, code: ErrorCode, text: str) -> None:
+        if (asker := self._asker(session_id)) is not None:
+            self._state.reject(asker, code, text)
 
-    def _owner(self, wish: _Switch) -> int | None:
+    def _asker(self, session_id: str | None) -> int | None:
         """The connection that the session which asked has now."""
-        session = self._state.sessions.get(wish.session_id)
+        session = self._state.sessions.get(session_id) if session_id is not None else None
         return session.attachment.connection if session and session.attachment else None

@@ -78,6 +78,6 @@ class Notices:
         notice = m.Queue(
             request_id=request.id,
             position=position,
-            eta_ms=self._turns.eta_ms(ahead=ahead, place=place) if position else None,
+            eta_ms=self._turns.eta_ms(session, ahead=ahead, place=place) if position else None,
         )
         session.reply_when_settled(attachment, session.log.journal, request.record_n, notice)

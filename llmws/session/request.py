@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from llmws.engine_api import GenerationRequest, ModelInfo
+from llmws.engine_api import GenerationRequest, ModelInfo, ModelRef
 from llmws.protocol import messages as m
 from llmws.session.records import PromptBody
 
@@ -68,7 +68,7 @@ class Request:
 
     @property
     def model(self) -> str | None:
-        """The model it must run on; None: whichever serves when its turn comes."""
+        """The model it must run on; None: whichever is the default when its turn comes."""
         return self.prompt.model if self.prompt else self.message.model
 
     @property
@@ -104,11 +104,18 @@ class Request:
         """How long the engine has worked on it in this process."""
         return self._ran_s + (now_s - self._run_since_s if self._run_since_s is not None else 0.0)
 
-    def generation(self) -> GenerationRequest:
-        """What the engine needs to produce the rest. The prompt must be known."""
+    def generation(self, model: ModelRef, *, owner: str) -> GenerationRequest:
+        """What the engine needs to produce the rest. The prompt must be known.
+
+        Args:
+            model: to go on with.
+            owner: the session's, the same after a restart.
+        """
         assert self.prompt is not None
         return GenerationRequest(
             key=self.key,
+            model=model,
+            owner=owner,
             prompt_ids=tuple(self.prompt.ids),
             emitted_ids=tuple(self.ids),
             emitted_text=self.text,

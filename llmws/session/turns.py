@@ -1,17 +1,20 @@
 """Whose turn it is: gives waiting requests to the engine in a fair order, and turns what comes back into events.
 
-Knows no connections. Invariants: a session runs one request at a time; sessions get their turns in the order they came;
-nothing starts while a model is being switched, or while too much of its session is not acknowledged.
+Knows no connections. Invariants: a session runs one request at a time; sessions that wait for the same model get their
+turns in the order they came, and none waits for a model that others wait for; nothing starts while the default model is
+being switched, or while too much of its session is not acknowledged.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections import Counter
+from typing import Final, NamedTuple
 
-from llmws.engine_api import Chunk, ModelFailed, ModelInfo, PromptFailed, PromptJob, PromptReady
+from llmws.engine_api import Chunk, ModelFailed, ModelInfo, ModelLoaded, PromptFailed, PromptJob, PromptReady
 from llmws.protocol import ErrorCode
 from llmws.protocol import messages as m
 from llmws.session import events as e
+from llmws.session.line import Line
 from llmws.session.models import Models
 from llmws.session.records import PromptBody, encode_body
 from llmws.session.request import MAX_RESUMES, Request
@@ -21,6 +24,16 @@ from llmws.session.state import HubState
 MEAN_SHARE: Final = 0.2
 """Share of the newest request in the mean duration."""
 
+_CHANGED: Final = "the model that began this answer has changed"
+
+
+class _Active(NamedTuple):
+    """A request whose turn it is, and the model as it was when its turn came."""
+
+    session: Session
+    request: Request
+    info: ModelInfo
+
 
 class Turns:
     """The line of waiting sessions, and the requests that are being rendered or generated."""
@@ -28,16 +41,20 @@ class Turns:
     def __init__(self, state: HubState, models: Models) -> None:
         self._state = state
         self._models = models
-        self._waiting: dict[str, None] = {}
+        self._line = Line()
         self._held: dict[str, float] = {}
-        self._active: dict[str, tuple[Session, Request]] = {}
+        self._active: dict[str, _Active] = {}
         self._attempts = 0
         self._mean_s = 0.0
 
     @property
     def active(self) -> list[tuple[Session, Request]]:
         """The requests that are being rendered or generated."""
-        return list(self._active.values())
+        return [(session, request) for session, request, _ in self._active.values()]
+
+    def uses(self, model: str) -> bool:
+        """Whether a request is being rendered or generated for the model of this name."""
+        return any(each.info.ref.name == model for each in self._active.values())
 
     def enqueue(self, session: Session) -> None:
         """Puts the session in line for its next request, if it has one that waits; or holds it, over its quota."""
@@ -48,11 +65,11 @@ class Turns:
             self._hold(session)
         else:
             self._held.pop(session.id, None)
-            self._waiting.setdefault(session.id)
+            self._line.join(session.id, session.queue[0].model)
 
     def _hold(self, session: Session) -> None:
         """Keeps a session from going on until its client acknowledges; its request is told why."""
-        self._waiting.pop(session.id, None)
+        self._line.leave(session.id)
         request = session.queue[0]
         if session.id not in self._held and (request.state == "paused" or not request.is_started):
             text = "Too much is not acknowledged; this goes on when half of it is."
@@ -66,69 +83,90 @@ class Turns:
 
     def forget(self, session: Session) -> None:
         """The session leaves memory; nothing of it may go on."""
-        self._waiting.pop(session.id, None)
+        self._line.leave(session.id)
         self._held.pop(session.id, None)
         for request in session.queue:
             self._stop(request)
         self._state.forget(session)
 
     def places(self) -> dict[str, int]:
-        """How many requests of other sessions go before the first of each session in line, once there is a line."""
-        if not self._models.is_settled or self._models.current is None:
+        """How many requests of other sessions go before the first of each session in line, once its model is there."""
+        if not self._models.is_settled:
             return {}
-        return {each: place for place, each in enumerate(self._waiting, start=1)}
+        places = {}
+        before: Counter[str] = Counter()
+        for session_id in self._line:
+            ref = self._models.serving(self._state.sessions[session_id].queue[0].model)
+            if ref is not None and ref.name in self._models.resident:
+                before[ref.name] += 1
+                places[session_id] = before[ref.name]
+        return places
 
-    def eta_ms(self, *, ahead: int, place: int) -> int | None:
+    def eta_ms(self, session: Session, *, ahead: int, place: int) -> int | None:
         """A guess at when a request starts, from how long others took.
 
         Args:
+            session: whose request it is.
             ahead: requests of its own session, one after another.
             place: of its session in line; several run side by side.
         """
-        if not self._mean_s or self._models.current is None:
+        ref = self._models.serving(session.queue[0].model)
+        info = self._models.resident.get(ref.name) if ref is not None else None
+        if not self._mean_s or info is None:
             return None
-        return round(1e3 * self._mean_s * (ahead + place / self._models.current.max_running))
+        return round(1e3 * self._mean_s * (ahead + place / info.max_running))
 
     def admit(self) -> None:
-        """Gives requests their turn, in the order their sessions came, as far as the model allows."""
-        models = self._models
+        """Gives requests their turn, in the order their sessions came, as far as their models allow."""
         if self._state.is_draining:
             return
         if not self._active:
-            models.begin_switch()
-        while self._waiting and models.is_settled:
-            session = self._state.sessions[next(iter(self._waiting))]
-            request = session.queue[0]
-            ref = models.find(request.model) if request.model is not None else None
-            if request.model is not None and ref is None:
-                gone = f"the model {request.model} is not on this machine any more"
-                self.end(session, request, ErrorCode.MODEL_NOT_FOUND, gone)
-            elif ref is not None and (models.current is None or models.current.ref.name != ref.name):
-                if not (self._state.settings.load_on_demand or request.is_started):
-                    text = f"the model {request.model} is not loaded any more"
-                    self.end(session, request, ErrorCode.MODEL_NOT_FOUND, text)
-                    continue
-                if not self._active:
-                    models.load(ref)
-                return  # whoever comes later waits too: otherwise a busy model would never be switched from
-            elif not request.is_started and session.conversation.wrong_parent(request.message) is not None:
-                # It was there at acceptance: the conversation's log was damaged since.
-                self.end(session, request, ErrorCode.STORAGE_FAILED, "the message that this one follows is lost")
-            elif models.current is None:
-                self.end(session, request, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
-            elif len(self._active) >= models.current.max_running:
-                return
-            else:
-                del self._waiting[session.id]
-                self._activate(session, request, models.current)
+            self._models.begin_switch()
+        while self._models.is_settled and any(self._give_turn(each) for each in self._line.heads()):
+            pass  # there are new heads
+
+    def _give_turn(self, session_id: str) -> bool:
+        """Starts, or ends, the next request of a session in line. False where it has to wait."""
+        models = self._models
+        session = self._state.sessions[session_id]
+        request = session.queue[0]
+        ref = models.serving(request.model)
+        if ref is None and request.model is None:
+            self.end(session, request, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
+        elif ref is None:
+            gone = f"the model {request.model} is not on this machine any more"
+            self.end(session, request, ErrorCode.MODEL_NOT_FOUND, gone)
+        elif not (request.is_started or models.may_serve(ref)):
+            text = f"the model {request.model} is not loaded any more"
+            self.end(session, request, ErrorCode.MODEL_NOT_FOUND, text)
+        elif not request.is_started and session.conversation.wrong_parent(request.message) is not None:
+            # It was there at acceptance: the conversation's log was damaged since.
+            self.end(session, request, ErrorCode.STORAGE_FAILED, "the message that this one follows is lost")
+        elif (info := models.resident.get(ref.name)) is None:
+            models.want(ref)
+            return False
+        elif sum(each.info.ref.name == ref.name for each in self._active.values()) >= info.max_running:
+            return False
+        else:
+            self._line.leave(session_id)
+            self._activate(session, request, info)
+        return True
+
+    def model_loaded(self, event: ModelLoaded) -> None:
+        """Gives those their turn who waited for the model, before it may have to make room for another one.
+
+        What has begun is not continued by other weights, should the model's folder have changed since it was loaded.
+        """
+        for session, request, info in list(self._active.values()):
+            if info.ref.name == event.info.ref.name and info.digest != event.info.digest:
+                self.end(session, request, ErrorCode.MODEL_FAILED, _CHANGED)
+        self.admit()
 
     def prompt_ready(self, event: PromptReady) -> None:
         """A prompt is tokenised: the request starts."""
         if (active := self._active.get(event.key)) is None:
             return
-        session, request = active
-        info = self._models.current
-        assert info is not None, "no model is switched or unloaded while a request is active"
+        session, request, info = active
         self._state.dirty[session.id] = session
         request.prompt = PromptBody(
             request_id=request.id,
@@ -156,18 +194,18 @@ class Turns:
                 seed=request.sampling.seed or 0,
             )
         )
-        self._submit(request)
+        self._submit(session, request, info)
 
     def prompt_failed(self, event: PromptFailed) -> None:
         """A prompt cannot be served."""
         if active := self._active.get(event.key):
-            self.end(*active, event.code, event.message)
+            self.end(active.session, active.request, event.code, event.message)
 
     def chunk(self, chunk: Chunk) -> None:
         """The engine brings tokens, or an end."""
         if (active := self._active.get(chunk.key)) is None:
             return  # cancelled meanwhile
-        session, request = active
+        session, request, _ = active
         self._state.dirty[session.id] = session
         request.cached_tokens = request.cached_tokens or chunk.cached_tokens
         if chunk.index != len(request.ids):
@@ -198,8 +236,11 @@ class Turns:
         self.enqueue(session)
 
     def load_failed(self, event: ModelFailed) -> None:
-        """Ends the requests whose turn can't come because of it."""
-        for session in [self._state.sessions[each] for each in self._waiting]:
+        """Ends the requests whose turn can't come because of it; those that the engine has, it ends itself."""
+        for session, request, info in list(self._active.values()):
+            if request.state == "rendering" and info.ref.name == event.name:
+                self.end(session, request, event.code, event.message)
+        for session in [self._state.sessions[each] for each in self._line]:
             while session.queue and self._is_hopeless(session.queue[0], event):
                 self.end(session, session.queue[0], event.code, event.message)
 
@@ -219,7 +260,7 @@ class Turns:
             session.idle_since_s = self._state.uptime_s()  # its result has just begun to wait for somebody
         self.keep_turn(session, request, event)
         if was_next:
-            self._waiting.pop(session.id, None)
+            self._line.leave(session.id)
             self._held.pop(session.id, None)
         self.enqueue(session)
 
@@ -255,7 +296,7 @@ class Turns:
         self._state.dirty[session.id] = session
         self._attempts += 1
         request.key = f"{session.id}/{request.id}/{self._attempts}"
-        self._active[request.key] = (session, request)
+        self._active[request.key] = _Active(session, request, info)
         if request.is_started:
             self._resume(session, request, info)
             return
@@ -282,7 +323,7 @@ class Turns:
         elif request.fruitless_resumes >= MAX_RESUMES:
             self.end(session, request, ErrorCode.MODEL_FAILED, "resumed several times without a new token")
         elif prompt.model_digest != info.digest or len(prompt.ids) + prompt.max_tokens > info.max_context:
-            self.end(session, request, ErrorCode.MODEL_FAILED, "the model that began this answer has changed")
+            self.end(session, request, ErrorCode.MODEL_FAILED, _CHANGED)
         else:
             exact = request.is_exact_on(info)
             was_paused = request.state == "paused"
@@ -295,11 +336,11 @@ class Turns:
                 message=text if exact else f"{text} The rest may differ from what would have come.",
             )
             session.emit(notice, sync=not was_paused)
-            self._submit(request)
+            self._submit(session, request, info)
 
-    def _submit(self, request: Request) -> None:
+    def _submit(self, session: Session, request: Request, info: ModelInfo) -> None:
         request.submitted(now_s=self._state.clock.monotonic())
-        self._state.out.append(e.Submit(request.generation()))
+        self._state.out.append(e.Submit(request.generation(info.ref, owner=session.owner)))
 
     def _stop(self, request: Request) -> None:
         """Takes a request from the engine, if it is there."""
@@ -307,7 +348,6 @@ class Turns:
             self._state.out.append(e.CancelGeneration(request.key))
 
     def _is_hopeless(self, request: Request, event: ModelFailed) -> bool:
-        if request.model is None:
-            return self._models.current is None
-        ref = self._models.find(request.model)
-        return ref is not None and ref.name == event.name
+        if (ref := self._models.serving(request.model)) is not None:
+            return ref.name == event.name
+        return request.model is None and self._models.name is None

@@ -26,7 +26,8 @@ CHUNK = Chunk(key="k", index=0)
 class AppendingHub:
     """Answers every chunk with an append of more than may be unwritten."""
 
-    loaded = None
+    default = None
+    resident: frozenset[str] = frozenset()
 
     def handle(self, *events: object) -> list[Append]:
         return [BIG for event in events if isinstance(event, Chunk)]
@@ -140,7 +141,8 @@ async def test_what_is_appended_before_the_hub_hears_of_a_failure_holds_nobody_b
 class StoppingHub:
     """At the stop it closes a session and saves the uptime."""
 
-    loaded = None
+    default = None
+    resident: frozenset[str] = frozenset()
 
     def handle(self, *events: object) -> list[Close | e.SaveUptime]:
         meta = SessionMeta(owner="local", created_s=1.0, last_activity_s=2.0)
