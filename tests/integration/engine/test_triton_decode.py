@@ -1,0 +1,91 @@
+"""The paged decode kernels, in Triton's interpreter, against attention as in the textbook.
+
+The interpreter multiplies bfloat16 as if it were integers, so that type is checked on a GPU alone (`bench/gpu.py`).
+"""
+
+import multiprocessing
+import platform
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from tests.support.paged_cases import Case, begin_interpreter, expected, interpret, make
+
+pytestmark = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="Triton comes for Linux on x86-64 only"
+)
+
+TIMEOUT_S = 60
+EDGES = Case(name="at the edges of pages and tiles", lengths=(1, 15, 16, 17, 33))
+LONG = Case(name="long beside short", lengths=(150, 3), group=4)
+CASES = [
+    EDGES,
+    LONG,
+    Case(name="padding", lengths=(0, 20, 0)),
+    Case(name="no stream at all", lengths=(0, 0)),
+    Case(name="GQA of 7", lengths=(40,), group=7),
+    Case(name="GQA of 8", lengths=(40,), group=8),
+    Case(name="more query heads than a block has rows", lengths=(40,), group=17, kv_heads=1),
+    Case(name="heads of 64", lengths=(40,), key_dim=64, value_dim=64, group=4),
+    Case(name="heads of 80", lengths=(40,), key_dim=80, value_dim=80),
+    Case(name="heads of 128", lengths=(40,), key_dim=128, value_dim=128),
+    Case(name="values narrower than keys", lengths=(40,), key_dim=24, value_dim=8),
+    Case(name="values wider than keys", lengths=(40,), key_dim=16, value_dim=40),
+    Case(name="more splits than tiles", lengths=(70, 5), splits=16),
+    Case(name="one split", lengths=(70,), splits=1),
+    Case(name="a number of splits that is no power of two, all used", lengths=(330,), splits=5),
+    Case(name="tiles of several pages", lengths=(70, 33), tile_tokens=32),
+    Case(name="tiles of a part of a page", lengths=(70, 33), page_tokens=32),
+    Case(name="window", lengths=(150, 20, 21, 3), window=20, splits=2),
+    Case(name="window of one", lengths=(33, 32, 1), window=1),
+    Case(name="a window that takes many splits", lengths=(330,), window=200, splits=3),
+    Case(name="softcap", lengths=(60,), softcap=1.5),
+    Case(name="sinks", lengths=(60, 1, 0), sinks=1.0, group=4),
+    Case(name="sinks far above all scores", lengths=(60,), sinks=200.0, group=4),
+    Case(name="everything at once", lengths=(100, 0, 31), group=4, window=40, softcap=2.0, sinks=1.0, tile_tokens=32),
+    Case(name="half precision", lengths=(100, 17), group=4, sinks=1.0, dtype="float16"),
+]
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    """One other process: in this one Triton may be imported already, and must stay as it is."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=begin_interpreter) as pool:
+        yield lambda case: torch.tensor(pool.submit(interpret, case).result(TIMEOUT_S), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_kernels_compute_attention(case, interpreter):
+    tolerance = 3e-3 if case.dtype == "float16" else 1e-5
+
+    torch.testing.assert_close(interpreter(case), expected(make(case)), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 7])
+def test_the_number_of_splits_does_not_matter(splits, interpreter):
+    """So a batch may change its size, and with it the splits, in the middle of a stream."""
+    torch.testing.assert_close(interpreter(replace(LONG, splits=splits)), expected(make(LONG)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("streams", "splits"), [(1, 66), (8, 9), (32, 4), (128, 4)])
+def test_a_small_batch_is_split_until_it_fills_the_device(streams, splits):
+    """Here it has 132 multiprocessors; the model has 8 KV heads of 128 numbers, bfloat16."""
+    from llmws.engine.triton_decode import Launch, plan_launch
+
+    shape = {"streams": streams, "kv_heads": 8, "key_dim": 128, "value_dim": 128, "dtype_bytes": 2}
+    expected_launch = Launch(splits=splits, tile_tokens=64, stages=3, warps=4)
+    assert plan_launch(**shape, multiprocessors=132, shared_bytes=227 * 1024) == expected_launch
+
+
+@pytest.mark.parametrize("dtype_bytes", [2, 4])
+@pytest.mark.parametrize("shared_kib", [64, 99, 227])
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+def test_the_tiles_in_flight_fit_into_shared_memory(dim, shared_kib, dtype_bytes):
+    from llmws.engine.triton_decode import plan_launch
+
+    shape = {"streams": 4, "kv_heads": 8, "key_dim": dim, "value_dim": dim, "dtype_bytes": dtype_bytes}
+    launch = plan_launch(**shape, multiprocessors=80, shared_bytes=shared_kib * 1024)
+    assert launch.stages * launch.tile_tokens * 2 * dim * dtype_bytes < shared_kib * 1024
