@@ -84,7 +84,7 @@ class PathsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class LimitsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits. `max_context` and `max_running` 0: what memory allows.
+    """Limits. `max_context` and `max_running` 0: what memory allows. `max_image_pixels`: of one image in a prompt.
 
     A session with more than `max_unacknowledged_bytes` or `_events` generates nothing until its client has acknowledged
     half; a request that is kept waiting by that for `max_pause_s` ends in `buffer_full`. `max_sessions` counts the live
@@ -92,6 +92,7 @@ class LimitsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     max_message_bytes: Annotated[int, Meta(ge=1024, le=64 * 2**20)] = 2**20
+    max_image_pixels: Annotated[int, Meta(ge=1, le=2**28)] = 2**24
     max_queue: Annotated[int, Meta(ge=1, le=1024)] = 16
     max_context: Annotated[int, Meta(ge=0, le=2**31)] = 0
     max_running: Annotated[int, Meta(ge=0, le=1024)] = 0

@@ -69,6 +69,7 @@ class ModelInfo(Value, frozen=True, kw_only=True):
         max_running: requests that the engine works on at once.
         vocab_size: ids that a prompt may hold are below this; 0 where it is not known.
         vision: whether images are taken.
+        image_tokens: about as many as an image takes in the prompt; 0 where none is taken.
         flash_attention: whether flash attention is in use.
         tier: `fast`: batched over a paged cache; `fallback`: one stream at a time over transformers' own caches.
         tier_reason: for a person, why it is not the other one.
@@ -86,6 +87,7 @@ class ModelInfo(Value, frozen=True, kw_only=True):
     max_running: int
     vocab_size: int = 0
     vision: bool = False
+    image_tokens: int = 0
     flash_attention: bool = False
     tier: str = "fallback"
     tier_reason: str = ""
@@ -94,6 +96,10 @@ class ModelInfo(Value, frozen=True, kw_only=True):
 
 
 # --- generation ----------------------------------------------------------------------------------------------------
+
+
+MAX_IMAGES = 16
+"""In one prompt, of all its turns: decoded, they are in memory together."""
 
 
 class ImageInput(Value, frozen=True, kw_only=True):
@@ -263,10 +269,11 @@ class ModelSource(Protocol):
 
 
 class Turn(Value, frozen=True, kw_only=True):
-    """One message of the context."""
+    """One message of the context, with so many images before its text."""
 
     role: Role
     content: str
+    images: int = 0
 
 
 class PromptJob(Value, frozen=True, kw_only=True):
@@ -277,6 +284,7 @@ class PromptJob(Value, frozen=True, kw_only=True):
         model: whose tokenizer and template to use.
         turns: the context, oldest first; or `input_ids`, taken as they are.
         droppable: whether the oldest whole turns may be dropped to make it fit (a session's own conversation).
+        image_tokens: to count for an image: the ids that come back have one for each.
         max_context: tokens the model takes, prompt and completion together.
         reserve: completion tokens to leave room for when turns are dropped.
     """
@@ -286,6 +294,7 @@ class PromptJob(Value, frozen=True, kw_only=True):
     turns: tuple[Turn, ...] = ()
     input_ids: tuple[int, ...] | None = None
     droppable: bool = False
+    image_tokens: int = 0
     max_context: int
     reserve: int
 

@@ -7,22 +7,29 @@ output equals its output. Invariant: a stream's error leaves every other stream 
 from __future__ import annotations
 
 import enum
-import functools
 import gc
-import inspect
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from llmws.engine.memory import Footprint
-from llmws.engine.network import Network, check_request, decoded, device_errors, own_errors, vocabulary
+from llmws.engine.network import (
+    Network,
+    check_request,
+    decoded,
+    device_errors,
+    forward_parameters,
+    own_errors,
+    vocabulary,
+)
 from llmws.engine.runner import DeviceLostError, Token
 from llmws.engine.sampler import Sampler
+from llmws.engine.vision import Sight, Vision
 from llmws.engine_api import GenerationRequest, ModelInfo
-from llmws.errors import LlmwsError, ModelInvalidError
+from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +59,29 @@ class Context:
         ids: known from the start.
         room: ids that may be appended.
         use_cache: whether the model remembers anything.
+        sight: of a prompt with images, which the first forward must take whole.
     """
 
-    def __init__(self, model: Network, ids: Sequence[int], *, room: int = 0, use_cache: bool = True) -> None:
+    def __init__(
+        self,
+        model: Network,
+        ids: Sequence[int],
+        *,
+        room: int = 0,
+        use_cache: bool = True,
+        sight: Sight | None = None,
+    ) -> None:
         self._model = model
         self._use_cache = use_cache
         self._ids = torch.empty((1, len(ids) + room), dtype=torch.int64, device=model.device)
         self._ids[0, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         self._positions = torch.arange(self._ids.shape[1], device=model.device)[None]
-        self._takes = _parameters(type(model))
+        self._sight = sight
+        if sight is not None:
+            prompt = sight.positions.shape[-1]
+            after = sight.positions[..., -1:] + 1 + self._positions[:, : self._ids.shape[1] - prompt]
+            self._positions = torch.cat([sight.positions, after], dim=-1)
+        self._takes = forward_parameters(type(model))
         self.caches: dict[str, Any] = {}
         self.length = len(ids)
         self.done = 0
@@ -75,13 +96,14 @@ class Context:
         """Feeds the ids from `done` up to `end`; returns the logits after the last of them, float32 [vocabulary]."""
         start = self.done if self._use_cache else 0
         # Ids and positions are given from the start: some models begin anew when a context outgrows their rotary table.
-        optional = {"position_ids": self._positions[:, :end], "logits_to_keep": 1}
+        optional = {"position_ids": self._positions[..., :end], "logits_to_keep": 1}
         inputs = self._model.prepare_inputs_for_generation(
             self._ids[:, :end],
             next_sequence_length=end - start,
             is_first_iteration=start == 0,
             use_cache=self._use_cache,
             **self.caches,
+            **(self._sight.inputs(end) if self._sight is not None and start == 0 else {}),
             **{name: value for name, value in optional.items() if name in self._takes},
         )
         outputs = self._model(**inputs, return_dict=True)
@@ -108,8 +130,7 @@ def find_increments(model: Network, vocabulary: int) -> Increments:
     whole = Context(model, ids, use_cache=False).forward(len(ids))
     if not whole.max().isfinite():  # a NaN comes out on top
         raise ModelInvalidError("the model computes no usable logits")
-    # Rounding stays far below these, a wrong state far above.
-    tolerance = 0.01 if model.dtype == torch.float32 else 0.1
+    tolerance = _rounding(model)
 
     def agrees(*ends: int) -> bool:
         context = Context(model, ids)
@@ -121,18 +142,49 @@ def find_increments(model: Network, vocabulary: int) -> Increments:
             raise
         except Exception:  # noqa: BLE001 - a model may refuse in any way; then it cannot do it
             return False
-        return bool(context.caches) and _alike(logits, whole, tolerance=tolerance)
+        return bool(context.caches) and alike(logits, whole, tolerance=tolerance)
 
     if agrees(5, 11, 12):
         return Increments.CHUNKS
     return Increments.TOKENS if agrees(11, 12) else Increments.NONE
 
 
+def check_sight(model: Network, vision: Vision, increments: Increments) -> None:
+    """Tries a model out on pictures: it must see them, and go on from them as it goes on from text.
+
+    Raises:
+        ModelInvalidError: it does not.
+        Exception: whatever the model raises over them.
+    """
+    request, sight = vision.sample(upright=True)
+    other_request, other_sight = vision.sample(upright=False)
+    prompt = len(request.prompt_ids)
+    ids = (*request.prompt_ids, *request.prompt_ids[-2:])
+    whole = Context(model, ids, sight=sight, use_cache=False).forward(len(ids))
+    other_ids = (*other_request.prompt_ids, *request.prompt_ids[-2:])
+    if torch.equal(whole, Context(model, other_ids, sight=other_sight, use_cache=False).forward(len(other_ids))):
+        raise ModelInvalidError("two different pictures are the same to it")
+    if increments is Increments.NONE:
+        return
+    context = Context(model, ids, sight=sight)
+    for end in (prompt, prompt + 1, prompt + 2):
+        logits = context.forward(end)
+    if not alike(logits, whole, tolerance=_rounding(model)):
+        raise ModelInvalidError("it does not go on from a picture as it began")
+
+
 class _Stream:
     """One request on its way through the model."""
 
     def __init__(
-        self, model: Network, request: GenerationRequest, *, vocabulary: int, chunk: int, increments: Increments
+        self,
+        model: Network,
+        request: GenerationRequest,
+        sight: Sight | None,
+        *,
+        vocabulary: int,
+        chunk: int,
+        increments: Increments,
     ) -> None:
         emitted = request.emitted_ids
         self._context = Context(
@@ -140,24 +192,26 @@ class _Stream:
             (*request.prompt_ids, *emitted),
             room=request.max_new_tokens - len(emitted),
             use_cache=increments is not Increments.NONE,
+            sight=sight,
         )
         self._sampler = Sampler(
             request.sampling, prompt_ids=request.prompt_ids, emitted_ids=emitted, vocabulary=vocabulary
         )
         self._chunk = chunk
+        self._first = len(request.prompt_ids) if sight is not None else chunk
         # A stream that is continued takes the same forwards as one that was not, as far as it can: the prompt in the
         # same parts, and the last id alone. Other sums of the same numbers would differ in their last bits.
         self._ends: tuple[int, ...] = ()
         if emitted and increments is not Increments.NONE:
             self._ends = (self._context.length - 1,)
-        if emitted and increments is Increments.CHUNKS:
+        if emitted and (increments is Increments.CHUNKS or sight is not None):
             self._ends = (len(request.prompt_ids), *self._ends)
 
     def step(self) -> Token | None:
         """One forward: a part of the prompt, or the next token."""
         context = self._context
         end = min((end for end in self._ends if end > context.done), default=context.length)
-        end = min(end, context.done + self._chunk)
+        end = min(end, context.done + (self._chunk if context.done else self._first))
         logits = context.forward(end)
         if end < context.length:
             return None
@@ -177,6 +231,7 @@ class FallbackRunner:
         footprint: of a stream.
         increments: how the model goes on from its cache.
         held_bytes: of the weights.
+        vision: what turns images into the model's input, if it takes any.
     """
 
     def __init__(
@@ -189,6 +244,7 @@ class FallbackRunner:
         footprint: Footprint,
         increments: Increments,
         held_bytes: int,
+        vision: Vision | None = None,
     ) -> None:
         self.info = info
         self.eos_ids = eos_ids
@@ -199,6 +255,7 @@ class FallbackRunner:
         self._tokenizer = tokenizer
         self._footprint = footprint
         self._increments = increments
+        self._vision = vision
         self._vocabulary = vocabulary(model)
         self._streams: dict[str, _Stream] = {}
         self._workspace_bytes = footprint.workspace_bytes(info.max_context)
@@ -227,11 +284,18 @@ class FallbackRunner:
 
     def start(self, request: GenerationRequest) -> None:
         """See `Runner.start`."""
+        sight = None
+        if request.images:
+            if self._vision is None:
+                raise BadRequestError("this model takes no images")
+            with own_errors():
+                request, sight = self._vision.expand(request)
         check_request(request, self.info, self._vocabulary)
         with own_errors():
             self._streams[request.key] = _Stream(
                 self._model,
                 request,
+                sight,
                 vocabulary=self._vocabulary,
                 chunk=self._footprint.chunk,
                 increments=self._increments,
@@ -267,16 +331,16 @@ class FallbackRunner:
             torch.cuda.empty_cache()
 
     def _cache_bytes(self, request: GenerationRequest) -> int:
-        return self._footprint.cache_bytes(len(request.prompt_ids) + request.max_new_tokens)
+        more = len(request.images) * self.info.image_tokens
+        return self._footprint.cache_bytes(len(request.prompt_ids) + more + request.max_new_tokens)
 
 
-@functools.cache
-def _parameters(model_class: Hashable) -> frozenset[str]:
-    """What the forward of a class of models takes."""
-    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
+def _rounding(model: Network) -> float:
+    """How far logits may differ: rounding stays far below this, a wrong state far above."""
+    return 0.01 if model.dtype == torch.float32 else 0.1
 
 
-def _alike(one: torch.Tensor, other: torch.Tensor, *, tolerance: float) -> bool:
+def alike(one: torch.Tensor, other: torch.Tensor, *, tolerance: float) -> bool:
     """Whether logits differ by no more than rounding does. What all of them share, softmax does not see."""
     one, other = one - one.mean(), other - other.mean()
     return bool((one - other).norm() <= tolerance * other.norm())

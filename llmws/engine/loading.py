@@ -22,11 +22,12 @@ from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine import memory
 from llmws.engine.devices import device_memory, placement, target
 from llmws.engine.digest import model_digest, tokenizer_digest
-from llmws.engine.fallback import FallbackRunner, find_increments
+from llmws.engine.fallback import FallbackRunner, Increments, check_sight, find_increments
 from llmws.engine.measure import measured_footprint, whole_config
 from llmws.engine.network import Network, device_errors, vocabulary
-from llmws.engine.runner import Progress
+from llmws.engine.runner import DeviceLostError, Progress
 from llmws.engine.sampler import SAMPLER_VERSION
+from llmws.engine.vision import Vision, has_processor, load_vision
 from llmws.engine.weights import tensor_bytes, weight_files, weights_bytes
 from llmws.engine_api import ModelInfo, ModelRef
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
@@ -39,6 +40,8 @@ MAX_RUNNING = 4
 
 _REPORT_BYTES = 2**24
 """Weights between two reports of progress, at least."""
+
+_MAPPINGS = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
 
 
 class FallbackLoader:
@@ -115,6 +118,7 @@ class FallbackLoader:
             limit=self._limits.max_context,
         )
         folder = Path(model.location)
+        vision = _find_vision(folder, network, increments, max_pixels=self._limits.max_image_pixels)
         info = ModelInfo(
             ref=model,
             digest=model_digest(folder),
@@ -125,6 +129,8 @@ class FallbackLoader:
             max_context=plan.max_context,
             max_running=self._limits.max_running or MAX_RUNNING,
             vocab_size=network.get_input_embeddings().num_embeddings,
+            vision=vision is not None,
+            image_tokens=vision.image_tokens if vision is not None else 0,
             flash_attention=str(network.config._attn_implementation).startswith("flash"),
         )
         log.info("%s: %s, continues by %s, context %d", model.name, info.device, increments.value, info.max_context)
@@ -136,6 +142,7 @@ class FallbackLoader:
             footprint=footprint,
             increments=increments,
             held_bytes=held,
+            vision=vision,
         )
         runner.open_pool(budget_bytes)
         return runner
@@ -158,7 +165,8 @@ def check_folder(folder: Path) -> None:
     if model_type not in transformers.CONFIG_MAPPING:
         why = "it needs code of its own, which is never run" if "auto_map" in config else "its type is not known"
         raise ModelInvalidError(f"transformers {transformers.__version__} has no model type {model_type!r}: {why}")
-    if transformers.CONFIG_MAPPING[model_type] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+    config_class = transformers.CONFIG_MAPPING[model_type]
+    if not any(config_class in each for each in _MAPPINGS):
         raise ModelInvalidError(f"models of type {model_type!r} are not causal language models")
     if (folder / "adapter_config.json").exists():
         raise ModelInvalidError("it is an adapter for another model (adapter_config.json); merge the two first")
@@ -173,12 +181,37 @@ def _without_other_files(part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
+def _auto_class(folder: Path) -> Any:  # noqa: ANN401 - transformers' classes have no common type
+    """What reads the model: with its part for images, if it has one. Of a family that is both, files decide."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    text, images = (type(config) in mapping for mapping in _MAPPINGS)
+    if images and (has_processor(folder) or not text):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def _find_vision(folder: Path, network: Network, increments: Increments, *, max_pixels: int) -> Vision | None:
+    """What makes the model see, if it can; if not, the log says why, and it is served for text."""
+    if not has_processor(folder):
+        return None
+    try:
+        with device_errors("trying the model out on an image"):
+            vision = load_vision(folder, network, max_pixels=max_pixels)
+            check_sight(network, vision, increments)
+    except DeviceLostError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a processor lacks, text goes on
+        log.warning("%s takes no images: %s", folder.name, " ".join(str(error).split()))
+        return None
+    return vision
+
+
 def _read_network(folder: Path, dtype: torch.dtype, where: dict[str, Any]) -> Network:
     """The model, in evaluation mode and with every weight from the files."""
     gc.collect()  # what a failed load left in a cycle
     network: Any
     found: Mapping[str, Any]
-    network, found = transformers.AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+    network, found = _auto_class(folder).from_pretrained(
         folder,
         dtype=dtype,
         local_files_only=True,

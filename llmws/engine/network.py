@@ -7,8 +7,10 @@ raises comes out as an error with a code, or as `DeviceLostError`.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,8 +38,17 @@ class Network(Protocol):
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **inputs: object) -> dict[str, Any]:
         """The inputs of the next forward, as this model wants them."""
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Has all layers use the attention that is registered under a name."""
+
+    def _prepare_position_ids_for_generation(self, ids: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The positions of a prompt, as `generate()` asks for them."""
+
     def get_input_embeddings(self) -> torch.nn.Embedding:
         """The module that turns ids into vectors."""
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """Of a torch module: itself, and all that it is made of."""
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """Of a torch module."""
@@ -78,6 +89,12 @@ def own_errors() -> Iterator[None]:
     except Exception:
         log.exception("a request failed in the model")
         raise ModelInvalidError("the model failed on this request") from None
+
+
+@functools.cache
+def forward_parameters(model_class: Hashable) -> frozenset[str]:
+    """What the forward of a class of models takes."""
+    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
 
 
 def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
