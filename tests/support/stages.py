@@ -37,6 +37,8 @@ TOKEN = "llmws_test_token"
 GUIDE = ModelRef(
     name="llmws-guide", path="models/llmws-guide", location="/models/llmws-guide", size_bytes=1000, source="models"
 )
+OTHER = ModelRef(name="other", path="var/models/other", location="/var/other", size_bytes=5, source="var")
+THIRD = ModelRef(name="third", path="models/third", location="/models/third", size_bytes=9, source="models")
 MAX_CONTEXT = 64
 TIMEOUT_S = 10
 
@@ -153,17 +155,20 @@ class HubStage:
         broken: dict[str, str] | None = None,
         load_on_demand: bool = True,
         max_running: int = 4,
+        max_resident: int = 3,
         **settings: Any,
     ) -> None:
         self.settings = settings
         self.max_running = max_running
+        self.max_resident = max_resident
         self.uptime_s = 0.0
         self.token = token
         self.models = models
         self.selected = selected
-        self.broken = broken or {}
+        self.broken = {} if broken is None else broken
         self.load_on_demand = load_on_demand
         self.is_store_stuck = False
+        self.is_engine_stuck = False
         self.scans_fail = False
         self.disk = MemoryDisk()
         self.clock = ManualClock()
@@ -182,8 +187,9 @@ class HubStage:
             **self.settings,
         )
         self.hub = Hub(settings, clock=self.clock, entropy=self.entropy)
-        self.engine = scripted_engine(self.broken, max_running=self.max_running)
+        self.engine = scripted_engine(self.broken, max_running=self.max_running, max_resident=self.max_resident)
         self.engine.start(lambda: None)
+        self.for_engine: deque[e.Submit | e.CancelGeneration | e.LoadModel] = deque()
         self.store = MemoryStore(self.disk, now_ms=lambda: int(self.clock.time() * 1000))
         self.store.start(lambda: None)
         self.inbox: deque[e.HubEvent] = deque()
@@ -203,7 +209,19 @@ class HubStage:
                 self.execute(command)
             if not self.is_store_stuck:
                 self.inbox.extend(self.store.take())
-            self.inbox.extend(self.engine.take())
+            if not self.is_engine_stuck:
+                self.reach_engine()
+
+    def reach_engine(self) -> None:
+        while self.for_engine:
+            match self.for_engine.popleft():
+                case e.Submit(request=request):
+                    self.engine.submit(request)
+                case e.CancelGeneration(key=key):
+                    self.engine.cancel(key)
+                case e.LoadModel(model=model):
+                    self.engine.load(model)
+        self.inbox.extend(self.engine.take())
 
     def execute(self, command: e.HubCommand) -> None:
         match command:
@@ -211,12 +229,8 @@ class HubStage:
                 self.clients[number].frames.extend(frames)
             case e.Disconnect(connection=number, code=code):
                 self.clients[number].close_code = code
-            case e.Submit(request=request):
-                self.engine.submit(request)
-            case e.CancelGeneration(key=key):
-                self.engine.cancel(key)
-            case e.LoadModel(model=model):
-                self.engine.load(model)
+            case e.Submit() | e.CancelGeneration() | e.LoadModel():
+                self.for_engine.append(command)
             case e.ScanModels():
                 self.inbox.append(e.ScanFailed() if self.scans_fail else e.ModelsScanned(self.models))
             case e.Inspect(connection=number, message=message):
@@ -227,8 +241,8 @@ class HubStage:
                 self.store.submit(command)
             case e.SaveUptime(uptime_s=uptime_s):
                 self.uptime_s = uptime_s
-            case e.RememberModel():
-                pass
+            case e.RememberModel(name=name):
+                self.selected = next(each for each in self.models if each.name == name)
 
     async def connect(self) -> HubClient:
         client = HubClient(self, len(self.clients) + 1)
@@ -350,15 +364,21 @@ class SocketStage:
 # --- both ----------------------------------------------------------------------------------------------------------
 
 
-def scripted_engine(broken: dict[str, str] | None = None, *, max_running: int = 4) -> ScriptedEngine:
-    """`Hello` to everybody, but numbers to whoever asks for them."""
-    numbers = tuple(Step(((number, f"{number} "),)) for number in range(1, 101))
+def scripted_engine(
+    broken: dict[str, str] | None = None, *, max_running: int = 4, max_resident: int = 3
+) -> ScriptedEngine:
+    """`Hello` to everybody, but numbers to whoever asks for them. Every model but the guide speaks its own way."""
 
     def script(request):
-        return numbers if request.prompt_ids == (9,) else HELLO
+        accent = "" if request.model in (None, GUIDE) else request.model.name
+        numbers = tuple(Step(((number, f"{number}{accent} "),)) for number in range(1, 101))
+        hello = (Step(((1, f"He{accent}"),)), *HELLO[1:])
+        return numbers if request.prompt_ids == (9,) else hello
 
-    info = model_info(GUIDE, max_context=MAX_CONTEXT, max_running=max_running)
-    return ScriptedEngine(script, models={GUIDE.name: info}, broken=broken)
+    models = {
+        each.name: model_info(each, max_context=MAX_CONTEXT, max_running=max_running) for each in (GUIDE, OTHER, THIRD)
+    }
+    return ScriptedEngine(script, models=models, broken=broken, max_resident=max_resident)
 
 
 def rendered(job: PromptJob) -> PromptReady | PromptFailed:

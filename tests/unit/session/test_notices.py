@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from llmws.session import events as e
 from llmws.session.notices import EVERY_S
-from tests.support.stages import HubStage
+from tests.support.stages import GUIDE, OTHER, HubStage
 from tests.support.stories import ASK, NUMBERS, finish, received, wait, welcomed
-
-
-class Loading(HubStage):
-    """A stage whose model is never done loading."""
-
-    def execute(self, command):
-        if not isinstance(command, e.LoadModel):
-            super().execute(command)
 
 
 def queue(messages):
@@ -50,8 +41,19 @@ async def test_a_place_in_line_behind_other_sessions_is_told_with_a_guess_at_the
 
 
 async def test_a_first_request_has_no_place_in_line_while_the_model_is_being_loaded():
-    stage = Loading()
-    user, _ = await welcomed(stage)
-    await user.send(ASK)
+    stage = HubStage(models=(GUIDE, OTHER))
+    stage.is_engine_stuck = True
+    users = [(await welcomed(stage))[0] for _ in range(2)]
+    for user in users:
+        await user.send({**ASK, "model": "other"})
     wait(stage, EVERY_S)
-    assert received(user) == []
+    assert [received(user) for user in users] == [[], []]
+
+
+async def test_only_those_who_wait_for_the_same_model_go_before():
+    stage = HubStage(models=(GUIDE, OTHER), max_running=1)
+    models = [None, "other", None, "other", "llmws-guide"]
+    users = [(await welcomed(stage))[0] for _ in models]
+    for user, model in zip(users, models, strict=True):
+        await user.send({**NUMBERS, "request_id": "a", "model": model})
+    assert [queue(received(user)) for user in users] == [[], [], [("a", 1)], [("a", 1)], [("a", 2)]]
