@@ -11,19 +11,26 @@ from typing import Protocol
 
 import msgspec
 
+from llmws.engine.residency import Claim
 from llmws.engine_api import GenerationRequest, ModelInfo, ModelRef
 from llmws.errors import LlmwsError
 from llmws.protocol.messages import TokenLogprob
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes read, total bytes). May raise to stop the load."""
+"""Called with (bytes read, total bytes). May raise to stop the load, and may step other runners."""
 
 
 class Token(msgspec.Struct, frozen=True):
-    """A sampled token, with log-probabilities where they were asked for."""
+    """A sampled token.
+
+    Attributes:
+        logprob: log-probabilities where they were asked for.
+        cached_tokens: prompt tokens that came from a cache; told with a stream's first token.
+    """
 
     id: int
     logprob: TokenLogprob | None = None
+    cached_tokens: int = 0
 
 
 class DeviceLostError(Exception):
@@ -98,20 +105,23 @@ class Runner(Protocol):
 class Loader(Protocol):
     """Makes runners out of folders."""
 
-    def fits(self, model: ModelRef) -> bool:
-        """Whether the model's weights fit into memory beside everything that is in it now.
+    def claim(self, model: ModelRef) -> Claim:
+        """What the model will take of its devices, as far as its files tell: without reading its weights.
+
+        Where they do not tell, it claims everything. What its devices have in all is their `budget_bytes`, however
+        much of it is taken now.
 
         Raises:
-            LlmwsError: they never will, or the folder cannot be served anyway: no model needs to make room for it.
+            LlmwsError: it never fits, or the folder cannot be served anyway: no model needs to make room for it.
         """
 
-    def load(self, model: ModelRef, *, progress: Progress, reclaimable_bytes: int) -> Runner:
-        """Loads a model.
+    def load(self, model: ModelRef, claim: Claim, *, progress: Progress) -> Runner:
+        """Loads a model; its pool is closed. What it promises is what it would promise alone.
 
         Args:
             model: where it lies.
-            progress: is told of the bytes read.
-            reclaimable_bytes: memory that will be given back before the runner's first stream starts: the old model's.
+            claim: on what devices, and what it may take there.
+            progress: is told of the bytes read, often enough that other models' streams can be stepped there.
 
         Raises:
             LlmwsError: it cannot be served, and why.

@@ -1,6 +1,6 @@
 """The one thread that owns the device.
 
-Owns the order of everything that touches the model: loads, admission, steps, the end of each stream. Knows neither
+Owns the order of everything that touches the models: loads, admission, steps, the end of each stream. Knows neither
 torch nor sessions. Invariant: every request that is not cancelled ends in exactly one last chunk, and no request's
 error reaches another request or the thread.
 """
@@ -15,19 +15,10 @@ from collections import deque
 from collections.abc import Callable
 
 from llmws.engine.mailbox import Mailbox
-from llmws.engine.runner import DeviceLostError, Loader, Runner, Token
-from llmws.engine.text import Completion
-from llmws.engine_api import (
-    Chunk,
-    EngineEvent,
-    GenerationRequest,
-    ModelFailed,
-    ModelInfo,
-    ModelLoaded,
-    ModelProgress,
-    ModelRef,
-)
-from llmws.errors import LlmwsError
+from llmws.engine.models import Models, Resident, StoppedError
+from llmws.engine.runner import DeviceLostError, Loader
+from llmws.engine.stream import Stream, reason
+from llmws.engine_api import Chunk, EngineEvent, GenerationRequest, ModelFailed, ModelProgress, ModelRef
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import EngineResources
 
@@ -39,10 +30,6 @@ CLOSE_TIMEOUT_S = 2.0
 """A step ends well within; a load of a large model, or the import of torch, is not waited for."""
 
 
-class _ClosedError(Exception):
-    """Leaves a load that nobody waits for any more."""
-
-
 def exit_process(error: Exception) -> None:
     """Ends the process at once, with status 70: the log holds every stream, and the next process continues them."""
     log.critical("the engine cannot go on: %s", error, exc_info=error)
@@ -51,10 +38,10 @@ def exit_process(error: Exception) -> None:
 
 
 class Worker:
-    """An `Engine`: one model at a time, its streams stepped together.
+    """An `Engine`: the streams of each resident model stepped together, one model after the other.
 
-    Requests and loads wait in one line, in the order in which they came: a load starts when everything before it has
-    ended, and what comes after it runs on its model.
+    Requests and loads wait in one line, in the order in which they came, and nothing overtakes: while the first has to
+    wait for memory, so do all, and what is on drains. During a load, what is on goes on.
 
     Args:
         make_loader: called in the worker's thread at the first load; it may take its time.
@@ -69,7 +56,6 @@ class Worker:
         on_fatal: Callable[[Exception], None] = exit_process,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._make_loader = make_loader
         self._on_fatal = on_fatal
         self._clock_s = clock_s
         self._changed = threading.Condition()
@@ -78,10 +64,9 @@ class Worker:
         self._rate: deque[tuple[float, int]] = deque()
         self._thread: threading.Thread | None = None
         # The thread's own from here on.
-        self._loader: Loader | None = None
-        self._runner: Runner | None = None
+        self._models = Models(make_loader, lambda event: self._mailbox.put([event]))
         self._line: deque[GenerationRequest | ModelRef] = deque()
-        self._running: dict[str, _Stream] = {}
+        self._running: dict[str, Resident] = {}
 
     def start(self, notify: Callable[[], None]) -> None:
         """See `Engine.start`."""
@@ -136,29 +121,33 @@ class Worker:
             while self._receive():
                 self._mailbox.put(self._admit())
                 self._mailbox.put(self._step())
-        except _ClosedError:
+        except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001 - a thread that ends unseen would leave every stream hanging
             self._on_fatal(error)
         finally:
-            self._unload()
+            self._models.close()
 
     def _receive(self) -> bool:
         """Waits until there is something to do and takes the inbox in. False when the worker is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._inbox or self._running or self._line)
-            commands = list(self._inbox)
-            self._inbox.clear()
-            for command in commands:
-                if isinstance(command, str):
-                    self._forget(command)
-                else:
-                    self._line.append(command)
+            self._take_in()
             return not self._closed
 
+    def _take_in(self) -> None:
+        """Puts what came into the line; a cancel takes effect. Under the lock."""
+        commands = list(self._inbox)
+        self._inbox.clear()
+        for command in commands:
+            if isinstance(command, str):
+                self._forget(command)
+            else:
+                self._line.append(command)
+
     def _forget(self, key: str) -> None:
-        if self._running.pop(key, None) is not None and self._runner is not None:
-            self._runner.free(key)
+        if key in self._running:
+            self._end(key)
         self._line = deque(r for r in self._line if isinstance(r, ModelRef) or r.key != key)
 
     def _admit(self) -> list[EngineEvent]:
@@ -166,55 +155,49 @@ class Worker:
         events: list[EngineEvent] = []
         while self._line:
             item = self._line[0]
-            if isinstance(item, ModelRef):
-                # A load takes minutes and tells of its progress: what came before it is told first.
-                if not self._running and not events:
-                    self._line.popleft()
-                    events.append(self._load(item))
+            model = item if isinstance(item, ModelRef) else item.model or self._models.last
+            if model is None or (item is not model and self._models.get(model) is not None):
+                assert isinstance(item, GenerationRequest)
+                chunks = self._start(item, model)
+                if chunks is None:
+                    break
+                self._line.popleft()
+                events += chunks
+            # A load takes minutes and tells of its progress: what came before it is told first.
+            elif events or (loaded := self._load(item, model)) is None:
                 break
-            if self._running and not self._may_join(item):
-                break
-            self._line.popleft()
-            if (chunk := self._start(item)) is not None:
-                events.append(chunk)
+            else:
+                events += loaded
         return events
 
-    def _may_join(self, request: GenerationRequest) -> bool:
-        runner = self._runner
-        return runner is None or (len(self._running) < runner.info.max_running and runner.has_room(request))
-
-    def _start(self, request: GenerationRequest) -> Chunk | None:
-        """Takes a request on. A chunk only if that is already its end."""
-        stream = _Stream(request)
-        runner = self._runner
-        if runner is None:
-            return stream.fail(ErrorCode.NO_MODEL, "no model is loaded")
+    def _start(self, request: GenerationRequest, model: ModelRef | None) -> list[Chunk] | None:
+        """Takes a request on. A chunk only if that is already its end; None: it has to wait."""
+        stream = Stream(request)
+        resident = self._models.get(model) if model is not None else None
+        if resident is None:
+            return [stream.fail(ErrorCode.NO_MODEL, "no model is loaded")]
+        if resident.streams and not resident.may_join(request):
+            return None
         try:
-            stream.replay(runner)
+            if not resident.runner.pool_bytes and not self._models.open_pool(resident):
+                return None
+            stream.replay(resident.runner)
             if (chunk := stream.last_chunk()) is not None:
-                return chunk
-            runner.start(request)
+                return [chunk]
+            resident.runner.start(request)
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - one request's error is never the thread's
-            return stream.fail(*_reason(error))
-        self._running[request.key] = stream
-        return None
+            return [stream.fail(*reason(error))]
+        resident.streams[request.key] = stream
+        self._running[request.key] = resident
+        self._models.touch(resident)
+        return []
 
     def _step(self) -> list[Chunk]:
-        """One step for everything that runs."""
-        runner = self._runner
-        if runner is None or not self._running:
-            return []
-        try:
-            outcomes = runner.step(list(self._running))
-        except DeviceLostError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a runner that breaks its promise ends its streams, not the thread
-            code, message = _reason(error)
-            chunks = [stream.fail(code, message) for stream in self._running.values()]
-        else:
-            chunks = [self._running[key].add(outcome) for key, outcome in outcomes.items()]
+        """One step for everything that runs, one model after the other."""
+        chunks = [chunk for resident in self._models if resident.streams for chunk in _stepped(resident)]
+        if chunks:
             tokens = sum(len(chunk.ids) for chunk in chunks)
             with self._changed:
                 self._rate.append((self._clock_s(), tokens))
@@ -222,113 +205,61 @@ class Worker:
                     self._rate.popleft()
         for chunk in chunks:
             if chunk.finish is not None or chunk.error_code is not None:
-                del self._running[chunk.key]
-                runner.free(chunk.key)
+                self._end(chunk.key)
         return chunks
+
+    def _end(self, key: str) -> None:
+        resident = self._running.pop(key)
+        del resident.streams[key]
+        resident.runner.free(key)
+        self._models.touch(resident)
 
     # --- models ----------------------------------------------------------------------------------------------------
 
-    def _load(self, model: ModelRef) -> ModelLoaded | ModelFailed:
-        """Replaces the model.
+    def _load(self, item: GenerationRequest | ModelRef, model: ModelRef) -> list[EngineEvent] | None:
+        """Loads the model that the line's first item needs; a request stays there. None: it has to wait."""
+        left_s = self._clock_s()
 
-        If both fit, the old one stays until the new one is there; else it goes first, and comes back if that fails.
-        """
-        old = self._runner.info if self._runner is not None else None
-        try:
-            if self._loader is None:
-                self._loader = self._make_loader()
-            if self._runner is not None and not self._loader.fits(model):
-                self._unload()
-            new = self._read(self._loader, model)
-        except (_ClosedError, DeviceLostError):
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a model folder holds, the old model goes on
-            code, message = _reason(error, f"{model.name} cannot be loaded; the server's log says why")
-        else:
-            self._unload()
-            self._runner = new
-            return ModelLoaded(info=new.info)
-        # Out here the error is gone, and with it what its frames held of the new model.
-        return ModelFailed(name=model.name, code=code, message=message, kept=self._restore(old))
-
-    def _restore(self, old: ModelInfo | None) -> ModelInfo | None:
-        """The model that goes on after a failed load; it is read again if it had to make room."""
-        if self._runner is not None or old is None or self._loader is None:
-            return old
-        try:
-            self._runner = self._read(self._loader, old.ref)
-        except (_ClosedError, DeviceLostError):
-            raise
-        except Exception:  # the second failure in a row; the server stands without a model until the next load
-            log.exception("%s could not be loaded again", old.ref.name)
-            return None
-        return self._runner.info
-
-    def _read(self, loader: Loader, model: ModelRef) -> Runner:
         def progress(read_bytes: int, total_bytes: int) -> None:
-            if self._closed:
-                raise _ClosedError
+            nonlocal left_s
             self._mailbox.put([ModelProgress(name=model.name, bytes=read_bytes, total_bytes=total_bytes)])
+            self._go_on(until_s=2 * self._clock_s() - left_s)
+            left_s = self._clock_s()
 
-        reclaimable = self._runner.held_bytes if self._runner is not None else 0
-        return loader.load(model, progress=progress, reclaimable_bytes=reclaimable)
-
-    def _unload(self) -> None:
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
-
-
-class _Stream:
-    """A request that is on, and what it has said."""
-
-    def __init__(self, request: GenerationRequest) -> None:
-        self._request = request
-        self._index = len(request.emitted_ids)
-        self._completion: Completion | None = None
-
-    def replay(self, runner: Runner) -> None:
-        self._completion = Completion(self._request, decode=runner.decode, eos_ids=runner.eos_ids)
-
-    def last_chunk(self) -> Chunk | None:
-        """The end of a request whose emitted ids are complete already."""
-        assert self._completion is not None
-        if self._completion.finish is None:
+        outcome = self._models.load(model, progress)
+        if outcome is None:
             return None
-        return Chunk(
-            key=self._request.key, index=self._index, text=self._completion.take(), finish=self._completion.finish
-        )
+        # A request may have been cancelled meanwhile.
+        if self._line and self._line[0] is item and (item is model or isinstance(outcome, ModelFailed)):
+            self._line.popleft()
+            if isinstance(item, GenerationRequest) and isinstance(outcome, ModelFailed):
+                return [outcome, Stream(item).fail(outcome.code, outcome.message)]
+        return [outcome]
 
-    def add(self, outcome: Token | LlmwsError) -> Chunk:
-        """The chunk for a step's outcome. A fault of the tokenizer is this request's own."""
-        assert self._completion is not None
-        if isinstance(outcome, LlmwsError):
-            return self.fail(*_reason(outcome))
-        try:
-            self._completion.push(outcome.id)
-        except Exception as error:  # noqa: BLE001 - one request's error is never the thread's
-            return self.fail(*_reason(error))
-        chunk = Chunk(
-            key=self._request.key,
-            index=self._index,
-            ids=(outcome.id,),
-            text=self._completion.take(),
-            logprobs=None if outcome.logprob is None else (outcome.logprob,),
-            finish=self._completion.finish,
-        )
-        self._index += 1
-        return chunk
+    def _go_on(self, *, until_s: float) -> None:
+        """Between two parts of a load: steps what runs, for as long as the load took since; half the time is its.
 
-    def fail(self, code: ErrorCode, message: str) -> Chunk:
-        """The chunk that ends the request with an error."""
-        return Chunk(key=self._request.key, index=self._index, error_code=code, error_message=message)
+        Raises:
+            StoppedError: the worker is closed.
+        """
+        while True:
+            with self._changed:
+                self._take_in()
+                if self._closed:
+                    raise StoppedError
+            self._mailbox.put(self._step())
+            if not self._running or self._clock_s() >= until_s:
+                return
 
 
-def _reason(error: Exception, otherwise: str = "the model failed on this request") -> tuple[ErrorCode, str]:
-    """Code and message for a person. What was not raised on purpose goes to the log, not to a client."""
-    if isinstance(error, LlmwsError):
-        return error.code, str(error)
-    if isinstance(error, MemoryError):
-        return ErrorCode.MODEL_OOM, "not enough memory"
-    log.error("%s", otherwise, exc_info=error)
-    return ErrorCode.MODEL_FAILED, otherwise
+def _stepped(resident: Resident) -> list[Chunk]:
+    """One step for all streams of a model."""
+    streams = resident.streams
+    try:
+        outcomes = resident.runner.step(list(streams))
+    except DeviceLostError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a runner that breaks its promise ends its streams, not the thread
+        code, message = reason(error)
+        return [stream.fail(code, message) for stream in streams.values()]
+    return [streams[key].add(outcome) for key, outcome in outcomes.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -96,7 +97,9 @@ BRIEF = ("llama", "qwen3", "gemma3", "gpt2", "mamba", "phi3")
 def network(name: str, *, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
     """The model of that name, always with the same weights."""
     torch.manual_seed(7)
-    made: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype)
+    # A model keeps its configuration, and changes it.
+    config = copy.deepcopy(CONFIGS[name])
+    made: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     return made.eval()
 
 

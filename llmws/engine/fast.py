@@ -1,0 +1,220 @@
+"""The fast tier: all streams of a model in one forward a step, over a paged pool of keys and values.
+
+Owns the order of a step: plan, forward, sample, commit. Knows no threads and no files. Invariant: a step that fails as
+a whole is taken again stream by stream, so an error ends the stream that causes it and no other.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import torch
+from tokenizers import Tokenizer
+
+from llmws.engine.layout import Layout
+from llmws.engine.network import Network, check_request, decoded, forward_parameters, own_errors, vocabulary
+from llmws.engine.paged import Pool
+from llmws.engine.runner import Token
+from llmws.engine.sampler import BatchSampler
+from llmws.engine.scheduler import Budget, Scheduler, Slice
+from llmws.engine_api import GenerationRequest, ModelInfo
+from llmws.errors import LlmwsError
+
+log = logging.getLogger(__name__)
+
+BUDGETS: Final = {"cpu": Budget(alone=128, beside=64), "cuda": Budget(alone=2048, beside=512)}
+"""Tokens of a step: a prompt alone keeps the device busy with few enough that a cancel waits briefly; beside streams
+that decode, few enough that their tokens come no more than twice as slowly."""
+
+
+class FastRunner:
+    """A loaded model; see `Runner`.
+
+    Args:
+        network: a transformers causal language model that `selfcheck.adopt` has prepared.
+        tokenizer: of the model.
+        info: what it promises.
+        eos_ids: end a completion.
+        layout: of its pages.
+        workspace_bytes: that a step needs beside weights and pages.
+        held_bytes: of the weights.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tokenizer: Tokenizer,
+        *,
+        info: ModelInfo,
+        eos_ids: frozenset[int],
+        layout: Layout,
+        workspace_bytes: int,
+        held_bytes: int,
+    ) -> None:
+        self.info = info
+        self.eos_ids = eos_ids
+        self.held_bytes = held_bytes
+        self.pool_bytes = 0
+        self._network = network
+        self._tokenizer = tokenizer
+        self._layout = layout
+        self._budget = budget(network.device, info.max_running)
+        self._workspace_bytes = workspace_bytes
+        self._page_bytes = layout.page_bytes(network.dtype.itemsize)
+        self._pages_of_one = layout.pages(info.max_context, step_tokens=step_tokens(self._budget))
+        self.need_bytes = (self._pages_of_one + 1) * self._page_bytes + workspace_bytes
+        self._vocabulary = vocabulary(network)
+        self._sampler = BatchSampler(self._vocabulary, network.device)
+        self._untold: set[str] = set()  # streams whose first token did not come yet
+        self._pool: Pool | None = None
+        self._scheduler: Scheduler | None = None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Runner.decode`."""
+        return decoded(self._tokenizer, ids)
+
+    def open_pool(self, budget_bytes: int) -> None:
+        """See `Runner.open_pool`."""
+        assert self._pool is None
+        assert budget_bytes >= self.need_bytes
+        pages = (budget_bytes - self._workspace_bytes) // self._page_bytes - 1
+        pages = min(pages, self._pages_of_one * self.info.max_running)
+        with own_errors():
+            self._pool = Pool(self._layout, pages=pages, dtype=self._network.dtype, device=self._network.device)
+        self._scheduler = Scheduler(self._layout, pages=pages, budget=self._budget, max_running=self.info.max_running)
+        self.pool_bytes = self._pool.nbytes + self._workspace_bytes
+
+    def close_pool(self) -> None:
+        """See `Runner.close_pool`."""
+        self._pool = self._scheduler = None
+        self.pool_bytes = 0
+        _give_back()
+
+    def has_room(self, request: GenerationRequest) -> bool:
+        """See `Runner.has_room`."""
+        assert self._scheduler is not None
+        return self._scheduler.has_room(len(request.prompt_ids) + len(request.emitted_ids))
+
+    def start(self, request: GenerationRequest) -> None:
+        """See `Runner.start`."""
+        assert self._scheduler is not None
+        check_request(request, self.info, self._vocabulary)
+        prompt, emitted = request.prompt_ids, request.emitted_ids
+        with own_errors():
+            self._sampler.add(request.key, request.sampling, prompt_ids=prompt, emitted_ids=emitted)
+        self._scheduler.add(
+            request.key,
+            (*prompt, *emitted),
+            owner=request.owner,
+            max_tokens=len(prompt) + request.max_new_tokens,
+            # A stream that is continued takes the same forwards as one that was not, as far as it can: the prompt in
+            # the same parts, and the last id alone. Other sums of the same numbers would differ in their last bits.
+            computed_apart=(len(prompt), len(prompt) + len(emitted) - 1) if emitted else (),
+        )
+        self._untold.add(request.key)
+
+    def step(self, keys: Sequence[str]) -> Mapping[str, Token | LlmwsError]:  # noqa: ARG002 - all that were started
+        """See `Runner.step`."""
+        assert self._scheduler is not None
+        slices = self._scheduler.plan()
+        if not slices:
+            return {}
+        outcomes: dict[str, Token | LlmwsError] = {}
+        try:
+            sampling = self._compute(slices)
+        except LlmwsError as error:
+            log.warning("a step of %d streams failed (%s); each is tried alone", len(slices), error)
+            sampling = []
+            for each in slices:
+                try:
+                    sampling += self._compute([each])
+                except LlmwsError as own:
+                    outcomes[each.key] = own
+        for key, outcome in sampling:
+            outcomes[key] = self._told(key, outcome)
+        for key, outcome in outcomes.items():
+            if isinstance(outcome, LlmwsError):
+                self.free(key)
+        self._scheduler.commit({key: token.id for key, token in outcomes.items() if isinstance(token, Token)})
+        return outcomes
+
+    def free(self, key: str) -> None:
+        """See `Runner.free`."""
+        if self._scheduler is not None:
+            self._scheduler.free(key)
+        self._sampler.remove(key)
+        self._untold.discard(key)
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        self._pool = self._scheduler = None
+        self.pool_bytes = 0
+        del self._network, self._sampler
+        _give_back()
+
+    def _compute(self, slices: Sequence[Slice]) -> list[tuple[str, Token | LlmwsError]]:
+        """One forward over these slices, and what the streams that sample in it got."""
+        assert self._pool is not None
+        keys = [each.key for each in slices if each.samples]
+        with own_errors():
+            logits = self._forward(slices)
+            return list(zip(keys, self._sampler.choose(keys, logits), strict=True)) if keys else []
+
+    @torch.inference_mode()
+    def _forward(self, slices: Sequence[Slice]) -> torch.Tensor:
+        """Logits of the streams that sample: [streams, vocabulary]."""
+        assert self._pool is not None
+        return forward(self._network, self._pool, slices)
+
+    def _told(self, key: str, outcome: Token | LlmwsError) -> Token | LlmwsError:
+        """A stream's first token tells how much of its prompt came from the cache."""
+        if key not in self._untold or isinstance(outcome, LlmwsError):
+            return outcome
+        assert self._scheduler is not None
+        self._untold.remove(key)
+        return Token(outcome.id, outcome.logprob, cached_tokens=self._scheduler.cached_tokens(key))
+
+
+def forward(network: Network, pool: Pool, slices: Sequence[Slice]) -> torch.Tensor:
+    """One forward of a prepared model over a step's slices.
+
+    Returns:
+        logits of the slices that sample, in their order: [streams, vocabulary].
+    """
+    batch = pool.pack(slices)
+    # At least one row is asked for: not every matrix product takes none.
+    rows = batch.sampling if len(batch.sampling) else torch.zeros(1, dtype=torch.int64, device=pool.device)
+    narrow = "logits_to_keep" in forward_parameters(type(network))
+    outputs = network(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        use_cache=False,
+        paged=batch,
+        return_dict=True,
+        **({"logits_to_keep": rows} if narrow else {}),
+    )
+    logits: torch.Tensor = outputs["logits"][0]
+    return (logits if narrow else logits[rows])[: len(batch.sampling)]
+
+
+@functools.cache
+def budget(device: torch.device, max_running: int) -> Budget:
+    """Tokens of a step, with room for every stream and a part of a prompt."""
+    usual = BUDGETS[device.type]
+    beside = max(usual.beside, max_running + max_running // 8 + 1)
+    return Budget(alone=max(usual.alone, beside), beside=beside)
+
+
+def step_tokens(budget: Budget) -> int:
+    """The most that a step takes."""
+    return max(budget.alone, budget.beside)
+
+
+def _give_back() -> None:
+    gc.collect()  # modules and their hooks refer to one another
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,81 @@
+"""Linear layers on CPU whose weights lie as oneDNN's kernels read them.
+
+A plain `torch.nn.Linear` lays its weight out anew on every call, which for the few rows of a decode step takes as long
+as the product itself. Knows no model. Invariant: a layer computes what it did before, and no weight is held twice but
+one that another module shares.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+from llmws.engine.network import Network
+
+_ROWS: Final = 16
+"""Rows that the layout is chosen for. It serves one as well as a hundred; chosen for one, it would serve only that."""
+
+
+class PackedLinear(torch.nn.Module):
+    """In the place of a `torch.nn.Linear`. Source: what torch's inductor makes of one when it freezes a model."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.bias = linear.bias
+        self.weight_bytes = linear.weight.nbytes
+        # Opaque, and so neither a parameter nor a buffer: it can be neither saved nor moved.
+        self._weight: Any = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `torch.nn.Linear`."""
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self.bias, "none", [], "")
+        return out
+
+    def unpacked(self) -> torch.nn.Linear:
+        """The layer as it was."""
+        with torch.device("meta"):
+            linear = torch.nn.Linear(self.in_features, self.out_features, bias=False)
+        linear.weight = torch.nn.Parameter(self._weight.to_dense(), requires_grad=False)
+        linear.bias = self.bias
+        return linear
+
+
+def can_pack(network: Network) -> bool:
+    """Whether this torch has the kernels, and the model is one that they are for."""
+    weights = [module.weight for module in network.modules() if type(module) is torch.nn.Linear]
+    return (
+        bool(weights)
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
+    )
+
+
+@torch.inference_mode()
+def pack(network: Network) -> None:
+    """Replaces the linear layers."""
+    _replace(network, torch.nn.Linear, PackedLinear)
+
+
+@torch.inference_mode()
+def unpack(network: Network) -> None:
+    """Undoes `pack`."""
+    _replace(network, PackedLinear, PackedLinear.unpacked)
+
+
+def held_bytes(network: Network) -> int:
+    """Memory of a model's weights, packed or not. One that an embedding shares with a packed layer is there twice."""
+    plain = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    return plain + sum(module.weight_bytes for module in network.modules() if isinstance(module, PackedLinear))
+
+
+def _replace(network: Network, kind: type, make: Any) -> None:  # noqa: ANN401 - from such a module to another
+    """One after the other, so that one weight at most is there twice."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is kind:
+                setattr(parent, name, make(child))
