@@ -53,15 +53,15 @@ class Budget(msgspec.Struct, frozen=True):
 class _Stream:
     """One stream, and how far it got."""
 
-    def __init__(self, key: str, ids: Sequence[int], *, owner: str, max_tokens: int, ends: Sequence[int]) -> None:
+    def __init__(self, key: str, ids: Sequence[int], *, owner: str, max_tokens: int, apart: Sequence[int]) -> None:
         self.key = key
         self.ids = list(ids)
         self.max_tokens = max_tokens
         self.done = 0
         self.tables: tuple[list[int], ...] = ()
         self.cached_tokens: int | None = None
-        self._ends = sorted(ends)
-        self._first_ids = len(ids)
+        self._apart = tuple(apart)
+        self._given = len(ids)
         self._digests = [contents.root(owner)]
 
     @property
@@ -72,13 +72,11 @@ class _Stream:
     def end(self, tokens: int) -> int:
         """Where its slice ends when it may take that many tokens."""
         end = min(self.done + tokens, len(self.ids))
-        for boundary in self._ends:
-            if self.done < boundary < end:
-                end = boundary
-                break
-        # After it gave way, an id that was sampled here is computed as if it had not: alone.
+        # Where it gave way, it computes what it was given and what it said apart again, and the last id alone. Other
+        # sums of the same numbers would differ in their last bits.
         last = len(self.ids) - 1
-        return last if self._first_ids <= last and self.done < last < end else end
+        apart = (*self._apart, self._given, last) if self._given <= last else self._apart
+        return min((position for position in apart if self.done < position < end), default=end)
 
     def digest(self, page: int, page_tokens: int) -> bytes:
         """Of the tokens up to the end of that page."""
@@ -153,9 +151,8 @@ class Scheduler:
             return True
         if len(self._streams) >= self._max_running:
             return False
-        starts = [tokens, *(len(stream.ids) for stream in self._waiting)]
-        needed = sum(self._need(start + self._page_tokens) for start in starts)
-        return self._owed() + needed <= self._pool.free_pages
+        ahead = sum(self._need(self._soon(stream)) for stream in self._waiting)
+        return self._owed() + ahead + self._need(tokens + self._page_tokens) <= self._pool.free_pages
 
     def add(
         self, key: str, ids: Sequence[int], *, owner: str, max_tokens: int, computed_apart: Sequence[int] = ()
@@ -178,7 +175,7 @@ class Scheduler:
             raise ValueError(f"{len(ids)} ids of {max_tokens} leave nothing to compute")
         if (need := self._need(max_tokens)) > self._pages:
             raise ValueError(f"{max_tokens} tokens take {need} pages; there are {self._pages}")
-        stream = _Stream(key, ids, owner=owner, max_tokens=max_tokens, ends=computed_apart)
+        stream = _Stream(key, ids, owner=owner, max_tokens=max_tokens, apart=computed_apart)
         self._streams[key] = stream
         self._waiting.append(stream)
 
@@ -304,11 +301,15 @@ class Scheduler:
         return sum(map(self._missing, self._running.values()))
 
     def _missing(self, stream: _Stream) -> int:
-        """Pages that a stream lacks for its ids and a page of tokens more."""
-        tokens = min(len(stream.ids) + self._page_tokens, stream.max_tokens)
+        """Pages that a stream which runs lacks for what it will soon hold."""
+        tokens = self._soon(stream)
         held = len(stream.tables) * len(stream.tables[0])
         slid = sum(self._first_page(stream.done, window) for _, window in self._sliding)
         return self._need(tokens, left=tokens - stream.done) - (held - slid)
+
+    def _soon(self, stream: _Stream) -> int:
+        """Tokens of a stream in a while: a page more than it has."""
+        return min(len(stream.ids) + self._page_tokens, stream.max_tokens)
 
     def _need(self, tokens: int, left: int | None = None) -> int:
         """Pages that a stream of that many tokens holds at most while it computes the last `left` of them, or all."""
