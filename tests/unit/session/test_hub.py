@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import msgspec
 import pytest
 
-from llmws.engine_api import Chunk, ModelRef
+from llmws.engine_api import Chunk
 from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.shelf import EVICT_AFTER_S
-from tests.support.stages import GUIDE, HubStage
+from tests.support.stages import HubStage
 from tests.support.stories import ASK, client, finish, types, welcomed
-
-OTHER = ModelRef(name="other", path="var/models/other", location="/var/other", size_bytes=5, source="var")
-
 
 # --- log before wire -------------------------------------------------------------------------------------------------
 
@@ -44,88 +39,6 @@ async def test_an_acceptance_is_told_only_when_it_is_durable():
     assert "queue" in await types(user)
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
-
-
-async def test_without_a_model_a_request_is_refused():
-    user, welcome = await welcomed(HubStage(models=(), selected=None))
-    assert "model" in welcome
-    assert welcome["model"] is None
-    await user.send(ASK)
-    assert await types(user) == ["no_model"]
-
-
-async def test_a_switch_waits_for_what_runs_and_holds_back_what_waits():
-    stage = HubStage(models=(GUIDE, OTHER))
-    one, _ = await welcomed(stage)
-    two, _ = await welcomed(stage)
-    await one.send(ASK)
-    await stage.step()
-    await two.send({"type": "switch_model", "name": "other"})
-    await two.send(ASK)
-    assert await types(two) == []
-    await finish(stage)
-    assert await types(one) == ["start", "token", "token", "done"]
-    seen = [await two.receive() for _ in range(4)]
-    assert [each.get("code", each["type"]) for each in seen] == ["loading", "loading", "model_switched", "start"]
-    assert (seen[2]["seq"], seen[3]["model"]) == (1, "other")
-
-
-async def test_a_failed_switch_keeps_the_old_model():
-    stage = HubStage(models=(GUIDE, OTHER), broken={"other": "its files are damaged"})
-    user, _ = await welcomed(stage)
-    await user.send({"type": "switch_model", "model_path": "var/models/other"})
-    seen = [await user.receive() for _ in range(len(user.frames))]
-    assert seen[-1]["code"] == "model_failed"
-    assert seen[-1]["message"] == "its files are damaged"
-    assert "seq" not in seen[-1]
-    await user.send(ASK)
-    start = await user.receive()
-    assert (start["type"], start["model"]) == ("start", GUIDE.name)
-
-
-async def test_a_model_that_is_not_there_cannot_be_switched_to():
-    user, _ = await welcomed(HubStage())
-    await user.send({"type": "switch_model", "name": "nope"})
-    assert await types(user) == ["model_not_found"]
-
-
-async def test_only_admins_switch():
-    stage = HubStage(models=(GUIDE, OTHER))
-    user = await stage.connect()
-    stage.post(e.Attach(user.number, "somebody", "user", m.Hello()))
-    stage.post(e.Receive(user.number, m.SwitchModel(name="other")))
-    stage.post(e.Receive(user.number, m.DeleteModel(model_name="other")))
-    assert await types(user) == ["welcome", "forbidden", "forbidden"]
-
-
-async def test_a_request_for_another_model_loads_it_and_stops_nobody():
-    stage = HubStage(models=(GUIDE, OTHER))
-    one, _ = await welcomed(stage)
-    two, _ = await welcomed(stage)
-    three, _ = await welcomed(stage)
-    await one.send(ASK)
-    await two.send({**ASK, "model": "other"})
-    await three.send(ASK)
-    seen = [[json.loads(frame) for frame in each.frames] for each in (one, two, three)]
-    starts = [message["model"] for messages in seen for message in messages if message["type"] == "start"]
-    assert starts == [GUIDE.name, "other", GUIDE.name]
-
-
-async def test_load_on_demand_can_be_switched_off():
-    user, _ = await welcomed(HubStage(models=(GUIDE, OTHER), load_on_demand=False))
-    await user.send({**ASK, "model": "other"})
-    assert await types(user) == ["model_not_found"]
-
-
-async def test_requests_that_need_a_model_that_cannot_be_loaded_end():
-    stage = HubStage(models=(OTHER,), selected=None, broken={"other": "damaged"})
-    user, _ = await welcomed(stage)
-    await user.send({**ASK, "model": "other"})
-    error = await user.receive()
-    assert (error["code"], error["seq"]) == ("model_failed", 1)
-
-
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +48,9 @@ async def test_requests_that_need_a_model_that_cannot_be_loaded_end():
         ({"prompt": None}, "prompt"),
         ({"input_ids": [1]}, "prompt"),
         ({"prompt": ""}, "prompt"),
-        ({"prompt": {"user": "x", "images": [{"data": "", "mime": "image/png"}]}}, "prompt.images"),
+        ({"prompt": {"user": "x", "images": [{"data": "", "mime": "image/png"}]}}, "prompt.images[0].data"),
+        ({"prompt": {"user": "x", "images": [{"data": "e HA=", "mime": "image/png"}]}}, "prompt.images[0].data"),
+        ({"prompt": {"user": "x", "images": [{"data": "eHB=", "mime": "image/png"}]}}, "prompt.images[0].data"),
         ({"parent_id": "x"}, "parent_id"),
     ],
 )
@@ -400,27 +315,6 @@ async def test_a_confirmed_floor_survives_a_kill():
     assert again["floor_seq"] == 4
 
 
-async def test_requests_taken_while_the_folders_are_looked_at_do_not_wait_for_ever():
-    stage = HubStage(models=(), selected=None)
-    admin, _ = await welcomed(stage)
-    user, _ = await welcomed(stage)
-    await admin.send({"type": "switch_model", "name": "nope"})
-    await user.send(ASK)
-    await finish(stage)
-    assert await types(admin) == ["model_not_found"]
-    assert await types(user) == ["no_model"]
-
-
-async def test_folders_that_cannot_be_read_refuse_the_switch_and_hold_up_nobody():
-    stage = HubStage(models=(GUIDE, OTHER))
-    stage.scans_fail = True
-    user, _ = await welcomed(stage)
-    await user.send({"type": "switch_model", "name": "other"})
-    await user.send(ASK)
-    await finish(stage)
-    assert await types(user) == ["internal", "start", "token", "token", "done"]
-
-
 async def test_records_of_another_version_send_the_client_away_and_end_nothing_else():
     stage = HubStage()
     user, welcome = await welcomed(stage)
@@ -443,25 +337,6 @@ async def test_a_refused_ack_changes_no_window():
     await finish(stage)
     await user.send({"type": "ack", "seq": 99, "window": 99})
     assert await types(user) == ["start", "bad_request"]
-
-
-async def test_a_newer_wish_for_a_model_replaces_the_older_one_of_the_session():
-    stage = HubStage(models=(GUIDE, OTHER))
-    user, _ = await welcomed(stage)
-    await user.send(ASK)
-    for _ in range(3):
-        await user.send({"type": "switch_model", "name": "other"})
-    await finish(stage)
-    seen = await types(user)
-    assert (seen.count("conflict"), seen.count("model_switched")) == (2, 1)
-
-
-async def test_no_switch_begins_while_the_server_stops():
-    stage = HubStage(models=(GUIDE, OTHER))
-    user, _ = await welcomed(stage)
-    stage.post(e.Drain())
-    await user.send({"type": "switch_model", "name": "other"})
-    assert await types(user) == []
 
 
 async def test_an_observers_ack_moves_only_its_own_window():
