@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 NULL_PAGE = 0
@@ -25,7 +26,7 @@ class PagePool:
 
     def __init__(self, pages: int) -> None:
         self._plain = list(range(pages, NULL_PAGE, -1))
-        self._idle: dict[int, None] = {}  # least recently released first
+        self._idle: OrderedDict[int, None] = OrderedDict()  # least recently released first
         self._references = [0] * (pages + 1)
         self._names: list[Hashable | None] = [None] * (pages + 1)
         self._named: dict[Hashable, int] = {}
@@ -44,8 +45,7 @@ class PagePool:
         if self._plain:
             page = self._plain.pop()
         elif self._idle:
-            page = next(iter(self._idle))
-            del self._idle[page]
+            page, _ = self._idle.popitem(last=False)
             del self._named[self._names[page]]
             self._names[page] = None
         else:

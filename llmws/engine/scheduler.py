@@ -60,6 +60,7 @@ class _Stream:
         self.done = 0
         self.tables: tuple[list[int], ...] = ()
         self.cached_tokens: int | None = None
+        self.wanted_pages = 0  # when it was last looked at, waiting
         self._apart = tuple(apart)
         self._given = len(ids)
         self._digests = [contents.root(owner)]
@@ -258,16 +259,22 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Lets those that wait run, oldest first, as far as there are pages."""
-        owed = self._owed() if self._waiting else 0
+        if not self._waiting:
+            return
+        spare = self._pool.free_pages - self._owed()
         while self._waiting and len(self._running) < self._max_running:
             stream = self._waiting[0]
-            tables = self._cached(stream)
-            found = [page for table in tables for page in table if page != NULL_PAGE]
-            idle = sum(not self._pool.references(page) for page in found)
-            stream.tables, stream.done = tables, len(tables[0]) * self._page_tokens
-            owed += self._missing(stream)
-            if self._running and owed + idle > self._pool.free_pages:
+            # It is not looked up again before there is what it lacked: a long prompt has many pages.
+            if self._running and stream.wanted_pages > spare:
                 return
+            stream.tables = self._cached(stream)
+            stream.done = len(stream.tables[0]) * self._page_tokens
+            found = [page for table in stream.tables for page in table if page != NULL_PAGE]
+            idle = sum(not self._pool.references(page) for page in found)
+            stream.wanted_pages = self._missing(stream) + idle
+            if self._running and stream.wanted_pages > spare:
+                return
+            spare -= stream.wanted_pages
             for page in found:
                 self._pool.retain(page)
             if stream.cached_tokens is None:

@@ -14,11 +14,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mutants import engine, prompt, protocol, session, store, triton
+from mutants import engine, prompt, protocol, scheduler, session, store, triton
 from mutants.planted import Mutant
 
 ROOT = Path(__file__).parents[2]
-MUTANTS = [*session.MUTANTS, *protocol.MUTANTS, *store.MUTANTS, *prompt.MUTANTS, *engine.MUTANTS, *triton.MUTANTS]
+MUTANTS = [
+    *session.MUTANTS,
+    *protocol.MUTANTS,
+    *store.MUTANTS,
+    *prompt.MUTANTS,
+    *engine.MUTANTS,
+    *scheduler.MUTANTS,
+    *triton.MUTANTS,
+]
 
 
 def main() -> int:
