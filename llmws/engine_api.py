@@ -300,10 +300,14 @@ class PromptJob(Value, frozen=True, kw_only=True):
 
 
 class PromptReady(Value, frozen=True, kw_only=True, tag="prompt_ready"):
-    """The ids; `dropped_turns` were left out at the front. `len(ids) < max_context` always holds."""
+    """The ids, and how many images the turns have that are left; `dropped_turns` were left out at the front.
+
+    `len(ids) < max_context` always holds.
+    """
 
     key: str
     ids: tuple[int, ...]
+    images: int = 0
     dropped_turns: int = 0
 
 

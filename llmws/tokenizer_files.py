@@ -19,6 +19,8 @@ from llmws.errors import ModelInvalidError
 TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 SPECIAL_TOKENS: Final = "special_tokens_map.json"
+PROCESSORS: Final = ("preprocessor_config.json", "processor_config.json")
+"""Where models say how images are prepared; one of these makes a model for images."""
 
 MAX_TOKENIZER_BYTES: Final = 512 * 2**20
 """Largest tokenizer read; the largest in use are near 40 MB."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmws.engine.weights import header, weight_files
 from llmws.errors import ModelInvalidError
+from llmws.tokenizer_files import PROCESSORS
 
 _SAMPLE_BLOCKS = 16
 _SAMPLE_BLOCK_BYTES = 4096
@@ -20,6 +21,7 @@ _TOKENIZER_FILES = (
     "chat_template*.jinja",
     "chat_template.json",
     "merges.txt",
+    *PROCESSORS,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -53,7 +55,7 @@ def model_digest(folder: Path) -> str:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """Hex SHA-256 over the names and contents of the tokenizer's files and chat templates, by name."""
+    """Hex SHA-256 over the names and contents of what makes the prompt: tokenizer, chat templates, processor."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
         _add(digest, path.relative_to(folder).as_posix().encode(), path.read_bytes())

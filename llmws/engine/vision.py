@@ -22,6 +22,7 @@ from llmws.engine.network import Network
 from llmws.engine_api import GenerationRequest, ImageInput
 from llmws.errors import BadRequestError
 from llmws.protocol.messages import Sampling
+from llmws.tokenizer_files import PROCESSORS
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class Vision:
 
 def has_processor(folder: Path) -> bool:
     """Whether the model in the folder comes with something that prepares images."""
-    return any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+    return any((folder / name).is_file() for name in PROCESSORS)
 
 
 def load_vision(folder: Path, network: Network, *, max_pixels: int) -> Vision:
@@ -147,7 +148,8 @@ def load_vision(folder: Path, network: Network, *, max_pixels: int) -> Vision:
         Exception: whatever transformers raises where it lacks a file or a package, or where the processor is not one
             for images.
     """
-    processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    auto: Any = transformers.AutoProcessor
+    processor = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return Vision(network, processor, max_pixels=max_pixels)
 
 

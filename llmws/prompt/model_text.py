@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from llmws.prompt.template import ChatTemplate, local_now
 from llmws.tokenizer_files import (
+    PROCESSORS,
     SPECIAL_TOKENS,
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -30,6 +31,7 @@ MAX_TEMPLATE_BYTES: Final = 2**20
 
 _CONFIG = "config.json"
 _TEMPLATE = "chat_template.jinja"
+_PROCESSOR_TEMPLATE = "chat_template.json"
 _MORE_TEMPLATES = "additional_chat_templates"
 
 Fingerprint = tuple[tuple[str, int, int], ...]
@@ -42,11 +44,23 @@ class ModelText(msgspec.Struct, frozen=True):
         tokenizer: without truncation or padding.
         template: None when the model has none.
         vocab_size: ids from 0 up to this are the model's.
+        bos: the text of the token that a prompt begins with, if there is one.
+        has_processor: whether a processor, as models for images have one, prepares the prompt.
     """
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
     vocab_size: int
+    bos: str = ""
+    has_processor: bool = False
+
+    def tokenize_rendered(self, text: str) -> list[int]:
+        """Token ids of what the template made.
+
+        Source: a processor's `apply_chat_template` adds a BOS that the template left out, a tokenizer's never does.
+        """
+        has_bos = bool(self.bos) and text.startswith(self.bos)
+        return self.tokenize(text, special_tokens=self.has_processor and not has_bos)
 
     def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
         """Token ids of the text; `special_tokens` adds those that the tokenizer puts around a text, like BOS.
@@ -61,7 +75,8 @@ class ModelText(msgspec.Struct, frozen=True):
 def fingerprint(folder: Path) -> Fingerprint:
     """Name, time in nanoseconds and size of the files that `load` reads; differs when one was replaced."""
     more = folder / _MORE_TEMPLATES
-    paths = [folder / name for name in (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, _CONFIG, _TEMPLATE)]
+    names = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, _CONFIG, _TEMPLATE, _PROCESSOR_TEMPLATE, *PROCESSORS)
+    paths = [folder / name for name in names]
     found = []
     for path in [*paths, *(sorted(more.glob("*.jinja")) if more.is_dir() else ())]:
         try:
@@ -86,8 +101,17 @@ def load(folder: Path, *, clock: Callable[[], datetime] = local_now) -> ModelTex
     files = read_tokenizer(folder)
     files.tokenizer.encode_special_tokens = files.config.get("split_special_tokens") is True
     source = _template_source(folder, files.config)
-    template = None if source is None else ChatTemplate(source, files.named, clock=clock)
-    return ModelText(files.tokenizer, template, _vocab_size(folder, files.tokenizer))
+    has_processor = any((folder / name).exists() for name in PROCESSORS)
+    template = None
+    if source is not None:
+        template = ChatTemplate(source, files.named, clock=clock, has_processor=has_processor)
+    return ModelText(
+        files.tokenizer,
+        template,
+        _vocab_size(folder, files.tokenizer),
+        bos=files.named.get("bos_token", ""),
+        has_processor=has_processor,
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -107,7 +131,7 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
         if "default" not in files:
             raise broken(more, "it has no template named default")
         return _read_text(files["default"])
-    entry = config.get("chat_template")
+    entry = read_object(folder / _PROCESSOR_TEMPLATE).get("chat_template") or config.get("chat_template")
     if isinstance(entry, list):
         named = {e["name"]: e["template"] for e in entry if isinstance(e, dict) and {"name", "template"} <= e.keys()}
         entry = named.get("default")

@@ -175,7 +175,10 @@ def _checked(answer: Answer, job: PromptJob) -> Answer:
         is_sound = len(event.message) <= _MAX_MESSAGE_CHARS
     else:
         is_sound = (
-            0 < len(event.ids) < job.max_context and min(event.ids) >= 0 and 0 <= event.dropped_turns <= len(job.turns)
+            0 < len(event.ids) < job.max_context
+            and min(event.ids) >= 0
+            and 0 <= event.dropped_turns <= len(job.turns)
+            and 0 <= event.images <= sum(turn.images for turn in job.turns)
         )
     if not is_sound:
         raise ValueError("out of bounds")

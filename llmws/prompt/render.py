@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llmws.engine_api import PromptFailed, PromptJob, PromptReady, Turn
+from llmws.engine_api import MAX_IMAGES, PromptFailed, PromptJob, PromptReady, Turn
 from llmws.errors import PromptError
 from llmws.prompt.limits import MAX_CONTENT_BYTES
 from llmws.prompt.model_text import ModelText
@@ -22,24 +22,27 @@ def render(job: PromptJob, model: ModelText) -> PromptReady | PromptFailed:
     """The token ids of a job, or why there are none."""
     try:
         if job.input_ids is not None:
-            ids, dropped = _checked(job.input_ids, model.vocab_size), 0
+            turns: Sequence[Turn] = job.turns
+            ids = _checked(job.input_ids, model.vocab_size)
         else:
-            ids, dropped = _fitted(job, model)
+            ids, turns = _fitted(job, model)
             if ids and max(ids) >= model.vocab_size:
                 # Out of the embedding's bounds, it would be an error of the whole device.
                 message = f"the model's tokenizer made id {max(ids)}; the model's vocabulary has {model.vocab_size} ids"
                 raise PromptError(ErrorCode.MODEL_FAILED, message)
         if not ids:
             raise PromptError(ErrorCode.MODEL_FAILED, "the prompt is empty")
-        if len(ids) >= job.max_context:
-            raise _too_long(len(ids), job.max_context)
+        if (images := _images(turns)) > MAX_IMAGES:
+            raise PromptError(ErrorCode.CONTEXT_TOO_LONG, f"the prompt has {images} images; {MAX_IMAGES} are taken")
+        if (length := _length(ids, turns, job)) >= job.max_context:
+            raise _too_long(length, job.max_context)
     except PromptError as error:
         return PromptFailed(key=job.key, code=error.code, message=str(error))
-    return PromptReady(key=job.key, ids=tuple(ids), dropped_turns=dropped)
+    return PromptReady(key=job.key, ids=tuple(ids), images=images, dropped_turns=len(job.turns) - len(turns))
 
 
 def tokenize(turns: Sequence[Turn], model: ModelText) -> list[int]:
-    """The ids of a conversation, equal to `apply_chat_template(…, add_generation_prompt=True)`.
+    """The ids of a conversation, equal to `apply_chat_template(…, add_generation_prompt=True)`; an image takes one.
 
     Without a template: of the contents one after another, as the tokenizer encodes a plain text.
 
@@ -49,33 +52,44 @@ def tokenize(turns: Sequence[Turn], model: ModelText) -> list[int]:
     if not turns:
         return []
     if model.template is not None:
-        return model.tokenize(model.template.render(turns), special_tokens=False)
+        return model.tokenize_rendered(model.template.render(turns))
     return model.tokenize("".join(turn.content for turn in turns), special_tokens=True)
 
 
-def _fitted(job: PromptJob, model: ModelText) -> tuple[list[int], int]:
-    """The ids, and how many turns were dropped so that `reserve` tokens are left or only the last exchange is."""
+def _fitted(job: PromptJob, model: ModelText) -> tuple[list[int], Sequence[Turn]]:
+    """The ids, and the turns that are left so that `reserve` tokens are free, or else the last exchange."""
     head, exchanges = _split(job.turns)
-    first = _first_within(exchanges, MAX_CONTENT_BYTES - _bytes(head)) if job.droppable else 0
+    first = _first_within(exchanges, limit_bytes=MAX_CONTENT_BYTES - _bytes(head)) if job.droppable else 0
     _check_bytes(head, exchanges[first:])
     room = job.max_context - job.reserve
     fitting: dict[int, list[int]] = {}
 
-    def ids_from(start: int) -> list[int]:
-        return tokenize((*head, *(turn for exchange in exchanges[start:] for turn in exchange)), model)
+    def turns_from(start: int) -> tuple[Turn, ...]:
+        return (*head, *(turn for exchange in exchanges[start:] for turn in exchange))
 
     def fits(start: int) -> bool:
-        ids = ids_from(start)
-        if len(ids) <= room:
+        turns = turns_from(start)
+        ids = tokenize(turns, model)
+        if is_fitting := _length(ids, turns, job) <= room:
             fitting[start] = ids
-        return len(ids) <= room
+        return is_fitting
 
-    ids, start, last = ids_from(first), first, len(exchanges) - 1
-    if job.droppable and first < last and len(ids) > room:
-        guess = _guess(exchanges, first, excess=1 - room / len(ids))
+    ids, start, last = tokenize(turns_from(first), model), first, len(exchanges) - 1
+    length = _length(ids, turns_from(first), job)
+    if job.droppable and first < last and length > room:
+        guess = _guess(exchanges, first, excess=1 - room / length)
         start = smallest(fits, first + 1, last, guess)
-        ids = fitting[start] if start in fitting else ids_from(start)
-    return ids, sum(map(len, exchanges[:start]))
+        ids = fitting[start] if start in fitting else tokenize(turns_from(start), model)
+    return ids, turns_from(start)
+
+
+def _images(turns: Sequence[Turn]) -> int:
+    return sum(turn.images for turn in turns)
+
+
+def _length(ids: Sequence[int], turns: Sequence[Turn], job: PromptJob) -> int:
+    """Tokens of the prompt once each image is as many as it takes."""
+    return len(ids) + _images(turns) * max(0, job.image_tokens - 1)
 
 
 def _split(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], list[list[Turn]]]:
@@ -93,12 +107,13 @@ def _bytes(exchange: Sequence[Turn]) -> int:
     return sum(len(turn.content.encode()) for turn in exchange)
 
 
-def _first_within(exchanges: Sequence[Sequence[Turn]], limit: int) -> int:
-    """The first exchange from which on the text is no longer than `limit`; at most the last one."""
-    total = 0
+def _first_within(exchanges: Sequence[Sequence[Turn]], *, limit_bytes: int) -> int:
+    """The first exchange from which on text and images are no more than may be; at most the last one."""
+    total_bytes = images = 0
     for index in range(len(exchanges) - 1, -1, -1):
-        total += _bytes(exchanges[index])
-        if total > limit:
+        total_bytes += _bytes(exchanges[index])
+        images += _images(exchanges[index])
+        if total_bytes > limit_bytes or images > MAX_IMAGES:
             return min(index + 1, len(exchanges) - 1)
     return 0
 

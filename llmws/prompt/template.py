@@ -47,6 +47,9 @@ MAX_INDENT: Final = 16
 
 _MAX_MESSAGE_CHARS: Final = 300
 
+_PROBE: Final = "zqxw"
+"""A text that no template writes by itself."""
+
 
 def local_now() -> datetime:
     """The local time without a zone, as templates expect it from `strftime_now`."""
@@ -63,6 +66,7 @@ class ChatTemplate:
         *,
         clock: Callable[[], datetime] = local_now,
         cpu_clock: Callable[[], float] = time.thread_time,
+        has_processor: bool = False,
     ) -> None:
         """Compiles the template.
 
@@ -71,6 +75,7 @@ class ChatTemplate:
             special_tokens: `bos_token` and the like, which templates refer to by name.
             clock: what `strftime_now` formats.
             cpu_clock: seconds of processor time that this thread has used.
+            has_processor: whether the model is one for images: many of their templates know contents in parts only.
 
         Raises:
             PromptError: `model_failed`: the template is too long or not valid.
@@ -86,6 +91,8 @@ class ChatTemplate:
             message = f"the model's chat template is not valid: {_said(error)}"
             raise PromptError(ErrorCode.MODEL_FAILED, message) from None
 
+        self._wants_parts = has_processor and not self._shows(_PROBE)
+
     def render(self, turns: Sequence[Turn]) -> str:
         """The prompt's text, ending where the model's answer begins.
 
@@ -93,16 +100,8 @@ class ChatTemplate:
             PromptError: `context_too_long` above `MAX_CHARS`; `model_failed` when the template fails, or refuses the
                 conversation (it calls `raise_exception`, as for a role that it does not know).
         """
-        variables = {
-            **self._special_tokens,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": True,
-        }
-        self._sandbox.start_clock()
         try:
-            return _joined(self._template.generate(variables))
+            return self._rendered([{"role": turn.role, "content": self._content(turn)} for turn in turns])
         except PromptError:
             raise
         except MemoryError:
@@ -113,6 +112,30 @@ class ChatTemplate:
         except Exception as error:  # noqa: BLE001 - whatever a hostile template raises means the same
             message = f"the model's chat template failed: {_said(error)}"
             raise PromptError(ErrorCode.MODEL_FAILED, message) from None
+
+    def _rendered(self, messages: Sequence[Mapping[str, object]]) -> str:
+        variables = {
+            **self._special_tokens,
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        self._sandbox.start_clock()
+        return _joined(self._template.generate(variables))
+
+    def _content(self, turn: Turn) -> str | list[dict[str, str]]:
+        """The content as the template wants it: in parts where there are images, or where it knows nothing else."""
+        if not (turn.images or self._wants_parts):
+            return turn.content
+        return [{"type": "image"}] * turn.images + [{"type": "text", "text": turn.content}]
+
+    def _shows(self, text: str) -> bool:
+        """Whether the template writes a message that is just text."""
+        try:
+            return text in self._rendered([{"role": "user", "content": text}])
+        except Exception:  # noqa: BLE001 - whatever a hostile template raises means the same
+            return False
 
 
 def plain(text: str) -> str:

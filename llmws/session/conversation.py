@@ -100,8 +100,25 @@ class Conversation:
         turns = [Turn(role="system", content=system)] if system else []
         if message.prompt is None:
             user = self.messages[message.parent_id or ""].content
-        turns += [Turn(role=each.role, content=each.content) for each in self._branch(self.place(message))]
-        return (*turns, Turn(role="user", content=user))
+        turns += [
+            Turn(role=each.role, content=each.content, images=len(each.images))
+            for each in self._branch(self.place(message))
+        ]
+        return (*turns, Turn(role="user", content=user, images=len(self._shown(message))))
+
+    def images(self, request: Request) -> tuple[m.Image, ...]:
+        """The images of the context, in the order of its turns."""
+        if not request.uses_conversation:
+            return ()
+        earlier = (image for each in self._branch(self.place(request.message)) for image in each.images)
+        return (*earlier, *self._shown(request.message))
+
+    def _shown(self, message: m.Inference) -> tuple[m.Image, ...]:
+        """The images of the question itself."""
+        if message.prompt is not None:
+            return _images_of(message)
+        question = self.messages.get(message.parent_id or "")
+        return question.images if question else ()
 
     def place(self, message: m.Inference) -> str | None:
         """The message that the question follows: the one it names, or the newest answer; None: it is the first."""
@@ -147,6 +164,7 @@ class Conversation:
                     content=content,
                     request_id=request.id,
                     created_s=request.accepted_unix_s,
+                    images=_images_of(message),
                 )
             )
         if finish_reason is not None and request.is_started:
@@ -215,7 +233,7 @@ class Conversation:
 
     def _keep(self, message: MessageBody) -> None:
         self.messages[message.id] = message
-        self._chars += len(message.content)
+        self._chars += len(message.content) + sum(len(each.data) for each in message.images)
         # A question without an answer is followed by nothing that does not name it: templates want turns to alternate,
         # and what was too long once would be too long in every later prompt. Imported ones are taken as they are.
         if message.role == "assistant" or not message.request_id:
@@ -248,3 +266,7 @@ def _prompt_parts(message: m.Inference, system: str | None) -> tuple[str | None,
     if isinstance(message.prompt, m.Prompt):
         return (system if message.prompt.system is None else message.prompt.system or None), message.prompt.user
     return system, message.prompt or ""
+
+
+def _images_of(message: m.Inference) -> tuple[m.Image, ...]:
+    return tuple(message.prompt.images or ()) if isinstance(message.prompt, m.Prompt) else ()

@@ -18,6 +18,7 @@ from llmws.session import events as e
 from llmws.session.allowance import Allowance
 from llmws.session.attachment import Attachment
 from llmws.session.finished import Past
+from llmws.session.images import NO_IMAGES, wrong_images
 from llmws.session.models import Models
 from llmws.session.notices import Notices
 from llmws.session.records import request_digest
@@ -166,7 +167,7 @@ class Desk:
                 return rejection(request_id, ErrorCode.MODEL_NOT_FOUND, text, field="model")
         elif self._models.name is None and self._models.is_settled:
             return rejection(request_id, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
-        wrong = _wrong_context(message) or self._wrong_ids(message)
+        wrong = _wrong_context(message) or self._wrong_for_model(message)
         if wrong is None and (misplaced := session.conversation.wrong_parent(message)) is not None:
             wrong = "parent_id", misplaced
         if wrong is None and message.messages is None and message.input_ids is None and session.conversation.is_full:
@@ -181,13 +182,17 @@ class Desk:
             return rejection(request_id, ErrorCode.RATE_LIMITED, text)
         return self._no_room(session, request_id)
 
-    def _wrong_ids(self, message: m.Inference) -> tuple[str, str] | None:
+    def _wrong_for_model(self, message: m.Inference) -> tuple[str, str] | None:
+        """What the model that will serve cannot take, as (field, text); of one that is not loaded it is seen later."""
         ref = self._models.serving(message.model)
         info = self._models.resident.get(ref.name) if ref is not None else None
-        vocab_size = info.vocab_size if info is not None else 0
-        for index, token in enumerate(message.input_ids or () if vocab_size else ()):
-            if token >= vocab_size:
-                return f"input_ids[{index}]", f"the model's vocabulary has {vocab_size} ids"
+        if info is None:
+            return None
+        if isinstance(message.prompt, m.Prompt) and message.prompt.images and not info.vision:
+            return "prompt.images", NO_IMAGES
+        for index, token in enumerate(message.input_ids or () if info.vocab_size else ()):
+            if token >= info.vocab_size:
+                return f"input_ids[{index}]", f"the model's vocabulary has {info.vocab_size} ids"
         return None
 
     def _cancel(self, session: Session, attachment: Attachment, message: m.Cancel) -> None:
@@ -318,7 +323,7 @@ def _wrong_context(message: m.Inference) -> tuple[str, str] | None:
         return "prompt", "give exactly one of prompt, messages and input_ids"
     prompt = message.prompt
     if isinstance(prompt, m.Prompt) and prompt.images:
-        return "prompt.images", "this model takes no images"
+        return wrong_images(prompt.images)
     if prompt is not None and not (prompt.user if isinstance(prompt, m.Prompt) else prompt):
         return "prompt", "the prompt is empty"
     return None

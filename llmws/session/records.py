@@ -36,11 +36,12 @@ class RequestBody(Body, frozen=True, kw_only=True):
 class PromptBody(Body, frozen=True, kw_only=True):
     """`prompt`: everything that continuing the generation needs beside the request and its tokens.
 
-    `engine` names the engine and the version of its sampler.
+    `engine` names the engine and the version of its sampler. The last `images` of the context are in it: one id each.
     """
 
     request_id: str
     ids: list[int]
+    images: int = 0
     max_tokens: int
     model: str
     model_digest: str
@@ -65,6 +66,7 @@ class MessageBody(Body, frozen=True, kw_only=True):
     content: str
     request_id: str
     created_s: float
+    images: tuple[m.Image, ...] = ()
     model: str | None = None
     finish_reason: str | None = None
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from llmws.engine_api import GenerationRequest, ModelInfo, ModelRef
+from llmws.engine_api import GenerationRequest, ImageInput, ModelInfo, ModelRef
 from llmws.protocol import messages as m
 from llmws.session.records import PromptBody
 
@@ -104,12 +104,13 @@ class Request:
         """How long the engine has worked on it in this process."""
         return self._ran_s + (now_s - self._run_since_s if self._run_since_s is not None else 0.0)
 
-    def generation(self, model: ModelRef, *, owner: str) -> GenerationRequest:
+    def generation(self, model: ModelRef, *, owner: str, images: tuple[ImageInput, ...] = ()) -> GenerationRequest:
         """What the engine needs to produce the rest. The prompt must be known.
 
         Args:
             model: to go on with.
             owner: the session's, the same after a restart.
+            images: that the prompt has places for.
         """
         assert self.prompt is not None
         return GenerationRequest(
@@ -117,6 +118,7 @@ class Request:
             model=model,
             owner=owner,
             prompt_ids=tuple(self.prompt.ids),
+            images=images,
             emitted_ids=tuple(self.ids),
             emitted_text=self.text,
             sampling=self.sampling,

@@ -14,6 +14,7 @@ from llmws.engine_api import Chunk, ModelFailed, ModelInfo, ModelLoaded, PromptF
 from llmws.protocol import ErrorCode
 from llmws.protocol import messages as m
 from llmws.session import events as e
+from llmws.session.images import NO_IMAGES, decoded
 from llmws.session.line import Line
 from llmws.session.models import Models
 from llmws.session.records import PromptBody, encode_body
@@ -168,10 +169,12 @@ class Turns:
             return
         session, request, info = active
         self._state.dirty[session.id] = session
+        taken = len(event.ids) + event.images * max(0, info.image_tokens - 1)
         request.prompt = PromptBody(
             request_id=request.id,
             ids=list(event.ids),
-            max_tokens=min(request.sampling.max_new_tokens or 1, info.max_context - len(event.ids)),
+            images=event.images,
+            max_tokens=min(request.sampling.max_new_tokens or 1, info.max_context - taken),
             model=info.ref.name,
             model_digest=info.digest,
             tokenizer_digest=info.tokenizer_digest,
@@ -300,16 +303,21 @@ class Turns:
         if request.is_started:
             self._resume(session, request, info)
             return
-        request.state = "rendering"
         input_ids = request.message.input_ids
+        turns = session.conversation.context(request) if input_ids is None else ()
+        if not info.vision and any(each.images for each in turns):
+            self.end(session, request, ErrorCode.BAD_REQUEST, NO_IMAGES)
+            return
+        request.state = "rendering"
         reserve = min(request.sampling.max_new_tokens or 1, info.max_context // 4)
         self._state.out.append(
             PromptJob(
                 key=request.key,
                 model=info.ref,
-                turns=session.conversation.context(request) if input_ids is None else (),
+                turns=turns,
                 input_ids=None if input_ids is None else tuple(input_ids),
                 droppable=request.uses_conversation,
+                image_tokens=info.image_tokens,
                 max_context=info.max_context,
                 reserve=max(1, reserve),
             )
@@ -324,6 +332,8 @@ class Turns:
             self.end(session, request, ErrorCode.MODEL_FAILED, "resumed several times without a new token")
         elif prompt.model_digest != info.digest or len(prompt.ids) + prompt.max_tokens > info.max_context:
             self.end(session, request, ErrorCode.MODEL_FAILED, _CHANGED)
+        elif len(session.conversation.images(request)) < prompt.images:
+            self.end(session, request, ErrorCode.STORAGE_FAILED, "an image that the prompt shows is lost")
         else:
             exact = request.is_exact_on(info)
             was_paused = request.state == "paused"
@@ -339,8 +349,12 @@ class Turns:
             self._submit(session, request, info)
 
     def _submit(self, session: Session, request: Request, info: ModelInfo) -> None:
+        assert request.prompt is not None
+        shown = session.conversation.images(request)
+        # What does not fit into the context was left out from its front.
+        images = decoded(shown[len(shown) - request.prompt.images :])
         request.submitted(now_s=self._state.clock.monotonic())
-        self._state.out.append(e.Submit(request.generation(info.ref, owner=session.owner)))
+        self._state.out.append(e.Submit(request.generation(info.ref, owner=session.owner, images=images)))
 
     def _stop(self, request: Request) -> None:
         """Takes a request from the engine, if it is there."""

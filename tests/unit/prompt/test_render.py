@@ -34,8 +34,7 @@ class Letters:
             raise PromptError(ErrorCode.BAD_REQUEST, "no")
         return "".join(f"{turn.role[0]}:{turn.content};" for turn in turns)
 
-    def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
-        assert not special_tokens
+    def tokenize_rendered(self, text: str) -> list[int]:
         self.texts.append(text)
         return list(text.encode())
 
