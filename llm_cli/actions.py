@@ -18,7 +18,8 @@ from llm_cli.commands import Call, nearest
 from llm_cli.progress import loading
 from llm_cli.render import clean, clean_line
 from llm_cli.session_actions import SESSION_ACTIONS, Action
-from llmws.client import RequestRejectedError
+from llm_cli.transcript import path_of
+from llmws.client import RequestRejectedError, image_file
 from llmws.client.requests import SamplingValue
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
@@ -114,6 +115,15 @@ async def _system(chat: Chat, argument: str) -> None:
     chat.say(f"system message: {clean(chat.system)}" if chat.system else "no system message of this chat's own")
 
 
+async def _image(chat: Chat, argument: str) -> None:
+    if argument == "-":
+        chat.images.clear()
+    elif argument:
+        chat.images.append(image_file(path_of(argument)))
+    count = "1 image goes" if len(chat.images) == 1 else f"{len(chat.images)} images go"
+    chat.say(f"{count} with the next question" if chat.images else "no image goes with the next question")
+
+
 async def _resources(chat: Chat, _argument: str) -> None:
     found = await chat.client.resources()
     rows = [("model", clean_line(found.model.name or "none"))]
@@ -162,6 +172,7 @@ ACTIONS: Final[dict[str, Action]] = {
     "delete": _delete,
     "config": _config,
     "system": _system,
+    "image": _image,
     "resources": _resources,
     "status": _status,
     "cancel": _cancel,

@@ -40,6 +40,7 @@ class Options(NamedTuple):
         sampling: sampling parameters by wire name.
         wait_s: how long a one-shot call waits for the server.
         temporary: delete the session when leaving.
+        images: files that go with the first question.
     """
 
     prompt: str
@@ -56,6 +57,7 @@ class Options(NamedTuple):
     sampling: dict[str, float | int | bool | str | list[str] | dict[str, float] | None]
     wait_s: float
     temporary: bool
+    images: list[str]
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -102,6 +104,7 @@ def parse(argv: Sequence[str]) -> Options:
         sampling=sampling,
         wait_s=given.wait,
         temporary=given.temporary,
+        images=given.image,
     )
 
 
@@ -116,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="the question; words are joined")
     parser.add_argument("-m", "--model", metavar="NAME", help="which model answers (default: the server's present one)")
     parser.add_argument("-s", "--system", metavar="TEXT", help="the system message")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="show the model an image; may be repeated"
+    )
     parser.add_argument("--json", action="store_true", help="print the events as JSON lines")
     parser.add_argument("--version", action="version", version=f"llm {__version__}")
     session = parser.add_argument_group("session")

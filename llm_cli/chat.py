@@ -20,7 +20,7 @@ from llm_cli.show import Shown, TextDisplay
 from llm_cli.target import Target
 from llm_cli.view import View, notice, reduce
 from llmws.client import Client, ClientError, Connected, Disconnected
-from llmws.protocol.messages import ModelEntry, Sampling, SessionEntry
+from llmws.protocol.messages import Image, ModelEntry, Sampling, SessionEntry
 
 PATIENT_S = 3600.0
 """How long the chat tries to reach a server: a person sees the state and decides when to leave."""
@@ -60,6 +60,7 @@ class Chat:
         model: which model the person chose; None for the server's.
         system: the system message for the next prompts.
         config: sampling parameters of the command line.
+        images: what the model is shown with the next question.
         models: the server's models, as last listed.
         sessions: the person's sessions, as last asked for.
         shown_sessions: the list of them that the person saw last, which numbers refer to.
@@ -88,6 +89,7 @@ class Chat:
         self.model: str | None = None
         self.system: str | None = None
         self.config: Sampling | None = None
+        self.images: list[Image] = []
         self.models: list[ModelEntry] = []
         self.sessions: list[SessionEntry] = []
         self.shown_sessions: list[SessionEntry] = []
@@ -185,11 +187,15 @@ class Chat:
             self.note("not connected; the question is sent as soon as that changes")
         elif self.view.model is None and self.model is None:
             self.note("no model is loaded yet; the answer begins when there is one")
+        images: list[Image] = []
+        if prompt is not None:
+            images, self.images = self.images, []
         done = await self.conversation.ask(
             prompt,
             system=None if prompt is None else self.system,
             model=self.model,
             config=self.config,
+            images=images,
             parent_id=parent_id,
         )
         self._listen(done)

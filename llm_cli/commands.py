@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Literal, NamedTuple
 
 Needs = Literal["nothing", "server", "session", "admin"]
-Kind = Literal["", "models", "settings", "sessions", "exports", "imports"]
+Kind = Literal["", "models", "settings", "sessions", "exports", "imports", "images"]
 
 
 class Command(NamedTuple):
@@ -42,6 +42,7 @@ COMMANDS: Final = (
     Command("delete", "NAME", "delete a model's files from the server", "admin", "models"),
     Command("config", "[NAME=VALUE…]", "show or set this session's sampling defaults", "session", "settings"),
     Command("system", "[TEXT]", "show or set the system message; /system - clears it", "nothing"),
+    Command("image", "[FILE]", "show the model an image with the next question; - for none", "nothing", "images"),
     Command("resources", "", "show the device, the memory and the load"),
     Command("status", "", "show the server's state in short"),
     Command("sessions", "", "list my sessions, the one used last first"),
@@ -143,7 +144,7 @@ def complete(
     kind = completes(text)
     argument = match.group(2)
     # A file's name may hold spaces; whatever else is completed is one word.
-    typed = argument if kind in ("exports", "imports") else re.split(r"\s", argument)[-1]
+    typed = argument if kind in ("exports", "imports", "images") else re.split(r"\s", argument)[-1]
     return [(word, meaning, len(typed)) for word, meaning in words(kind, typed) if word.startswith(typed)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from llm_cli.bookmark import Record
@@ -28,7 +28,7 @@ from llmws.client import (
     question,
 )
 from llmws.protocol import ErrorCode
-from llmws.protocol.messages import Sampling
+from llmws.protocol.messages import Image, Sampling
 
 PATIENCE_S: Final = 600.0
 """How long a request is offered again to a server that is loading its model or restarting."""
@@ -139,6 +139,7 @@ class Conversation:
         system: str | None,
         model: str | None,
         config: Sampling | None = None,
+        images: Sequence[Image] = (),
         parent_id: str | None = None,
     ) -> Done:
         """Asks and shows the answer, after what is missing of earlier ones: the bookmark would skip that.
@@ -148,6 +149,7 @@ class Conversation:
             system: replaces the conversation's system message.
             model: which model answers; None for the server's present one.
             config: sampling parameters.
+            images: shown to the model with the prompt.
             parent_id: the message that the prompt follows; None for the newest, empty for a new beginning.
 
         Raises:
@@ -160,7 +162,9 @@ class Conversation:
         noted = ""
         while True:
             await self._screen.write("", self.record(self._shown))
-            generation = self.client.generate(prompt, system=system, model=model, config=config, parent_id=parent_id)
+            generation = self.client.generate(
+                prompt, system=system, images=images, model=model, config=config, parent_id=parent_id
+            )
             try:
                 return await self._show(generation)
             except RequestRejectedError as error:

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Sequence
 from socket import socket
 
 from llm_cli import exits, target
@@ -15,8 +16,9 @@ from llm_cli.bookmark import Bookmarks
 from llm_cli.conversation import shown_of
 from llm_cli.scribe import scribe
 from llm_cli.show import Shown
+from llmws.client import image_file
 from llmws.client.requests import sampling
-from llmws.protocol.messages import Sampling
+from llmws.protocol.messages import Image, Sampling
 
 
 def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
@@ -30,7 +32,7 @@ def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
         options = options._replace(session_id=bookmarks.last_used())
         if options.session_id is None:
             return _usage("there is no session to continue")
-    if not (is_interactive or prompt or options.session_id):
+    if not (is_interactive or prompt or (options.session_id and not options.images)):
         return _usage("nothing to ask: give a prompt, or pipe one in")
     if is_interactive and (options.json or not sys.stdout.isatty()):
         return _usage("the chat is for a person at a terminal; give a prompt")
@@ -38,13 +40,23 @@ def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
     try:
         server = target.choose(options, record)
         config = sampling(options.sampling) if options.sampling else None
+        images = [image_file(path) for path in options.images]
     except ValueError as error:
         return _usage(str(error))
     try:
         with scribe(sys.stdout.encoding) as pieces:
             shown = shown_of(record)
             return asyncio.run(
-                _main(options, server, prompt, config, shown=shown, pieces=pieces, is_interactive=is_interactive)
+                _main(
+                    options,
+                    server,
+                    prompt,
+                    config,
+                    images=images,
+                    shown=shown,
+                    pieces=pieces,
+                    is_interactive=is_interactive,
+                )
             )
     except (KeyboardInterrupt, asyncio.CancelledError):
         return exits.INTERRUPTED
@@ -62,6 +74,7 @@ async def _main(
     prompt: str,
     config: Sampling | None,
     *,
+    images: Sequence[Image],
     shown: Shown,
     pieces: socket,
     is_interactive: bool,
@@ -69,10 +82,10 @@ async def _main(
     if is_interactive:
         from llm_cli.repl import Repl  # noqa: PLC0415 - a one-shot answer needs no prompt_toolkit
 
-        return await Repl(options, server, config, shown, scribe=pieces).run()
+        return await Repl(options, server, config, shown, images=images, scribe=pieces).run()
     from llm_cli.oneshot import OneShot  # noqa: PLC0415
 
-    return await OneShot(options, server, prompt, config, shown, scribe=pieces).run()
+    return await OneShot(options, server, prompt, config, shown, images=images, scribe=pieces).run()
 
 
 def _usage(text: str) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from llm_cli import exits
@@ -42,9 +42,11 @@ class OneShot:
         config: m.Sampling | None,
         shown: Shown,
         *,
+        images: Sequence[m.Image],
         scribe: socket.socket,
     ) -> None:
         self._options = options
+        self._images = images
         self._prompt = prompt
         self._config = config
         self._screen = Screen(scribe, unrecorded=lambda: self._note(UNRECORDED))
@@ -112,6 +114,7 @@ class OneShot:
                 system=self._options.system,
                 model=self._options.model,
                 config=self._config,
+                images=self._images,
             )
 
     def _display(self, shown: Shown, record: Callable[[Shown], Record | None]) -> Display:

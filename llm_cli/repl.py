@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,7 @@ from llm_cli.transcript import SUFFIXES, file_words
 from llm_cli.view import toolbar
 from llmws.client import ClientError
 from llmws.client.discovery import state_dir
-from llmws.protocol.messages import Sampling
+from llmws.protocol.messages import Image, Sampling
 
 LOOK_UP_S: Final = 1.0
 """How long completion waits for the server; what was known before is offered then."""
@@ -45,7 +45,14 @@ class Repl:
     """Reads prompts and commands until the person leaves."""
 
     def __init__(
-        self, options: Options, target: Target, config: Sampling | None, shown: Shown, *, scribe: socket.socket
+        self,
+        options: Options,
+        target: Target,
+        config: Sampling | None,
+        shown: Shown,
+        *,
+        images: Sequence[Image],
+        scribe: socket.socket,
     ) -> None:
         self._options = options
         self._shown = shown
@@ -65,6 +72,7 @@ class Repl:
         self._chat.model = options.model
         self._chat.system = options.system
         self._chat.config = config
+        self._chat.images = list(images)
         self._draft: Draft | None = None
         self._prompt: PromptSession[str] = PromptSession(
             "> ",
@@ -285,6 +293,8 @@ class CommandCompleter(Completer):
                 return file_words(typed, SUFFIXES)
             case "imports":
                 return file_words(typed, (".json",))
+            case "images":
+                return file_words(typed, (".png", ".jpg", ".jpeg", ".webp", ".gif"))
             case "":
                 return []
 

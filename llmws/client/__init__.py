@@ -29,8 +29,9 @@ from llmws.client.errors import (
     WithdrawnError,
 )
 from llmws.client.generation import Generation
+from llmws.client.images import image, image_file
 from llmws.client.tree import branch, question
-from llmws.protocol.messages import Done, Log, Position, Queue, Start, Token
+from llmws.protocol.messages import Done, Image, Log, Position, Queue, Start, Token
 
 __all__ = [
     "AnswerEvent",
@@ -46,6 +47,7 @@ __all__ = [
     "ForbiddenError",
     "Generation",
     "GenerationError",
+    "Image",
     "IntegrityError",
     "LocalServer",
     "Log",
@@ -64,6 +66,8 @@ __all__ = [
     "UnreachableError",
     "WithdrawnError",
     "branch",
+    "image",
+    "image_file",
     "local_server",
     "local_servers",
     "question",

@@ -181,7 +181,7 @@ class Client(Questions):
             prompt: the user's turn in the session's own conversation.
             system: replaces the conversation's system message.
             messages: the whole context instead of the session's conversation, which then stays as it is.
-            images: inline images to the prompt.
+            images: shown to the model before the prompt's text; `image_file` makes them.
             model: which model answers; None for the server's present one.
             config: sampling parameters as one value.
             max_tokens: the same as `max_new_tokens`.

@@ -53,6 +53,8 @@ def check(message: m.ClientMessage, limits: m.Limits | None = None) -> None:
         raise ValueError("the text is not valid Unicode: it was made from bytes that are not UTF-8") from None
     if limits is not None and size_bytes > limits.max_message_bytes:
         text = f"the request has {size_bytes} bytes; the server takes {limits.max_message_bytes}"
+        if isinstance(message, m.Inference) and isinstance(message.prompt, m.Prompt) and message.prompt.images:
+            text += "; send a smaller image, or raise limits.max_message_bytes there"
         request_id = message.request_id if isinstance(message, m.Inference) else None
         error = m.Error(code=ErrorCode.TOO_LARGE, message=text, retryable=False, request_id=request_id)
         raise RequestRejectedError(error)

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from llm_cli.main import MAX_INPUT_BYTES
+from llmws.client import image_file
 from llmws.protocol import messages as m
 from tests.e2e.llm_cli.terminal import Terminal, command, environment, run
 from tests.integration.client.fake_server import FakeServer, prompt_of
@@ -45,6 +46,26 @@ async def test_options_reach_the_request(server, tmp_path):
     assert inference.model == "big"
     assert inference.prompt == m.Prompt(user="hi", system="be brief")
     assert inference.config == m.Sampling(temperature=0, max_new_tokens=9, seed=3, stop=["\n"])
+
+
+async def test_an_image_goes_with_the_question(server, tmp_path):
+    file = tmp_path / "picture"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n...")
+    await run(tmp_path, "--url", server.url, "--image", str(file), "what is it?")
+    (inference,) = server.of_type(m.Inference)
+    assert inference.prompt == m.Prompt(user="what is it?", images=[image_file(file)])
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "there is no such file"), (b"<svg/>", "not an image that can be sent; PNG, JPEG, WebP and GIF are")],
+)
+async def test_what_is_no_image_is_said_before_anything_is_sent(content, why, server, tmp_path):
+    file = tmp_path / "picture.png"
+    if content is not None:
+        file.write_bytes(content)
+    status, _, errors = await run(tmp_path, "--url", server.url, "--image", str(file), "what is it?")
+    assert (status, errors) == (2, f"llm: {file}: {why}\n")
 
 
 async def test_json_lines_are_the_events_in_ascii(server, tmp_path):

@@ -1,8 +1,11 @@
 """What is typed after a command."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from llm_cli.actions import settings
+from llm_cli.actions import ACTIONS, settings
+from llmws.client import image
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,18 @@ def test_settings(argument, found):
 def test_what_is_no_setting_is_said(argument, why):
     with pytest.raises(ValueError, match=f"^{why}$"):
         list(settings(argument))
+
+
+async def test_images_are_gathered_for_the_next_question(tmp_path):
+    said = []
+    chat = SimpleNamespace(images=[], say=said.append)
+    file = tmp_path / "a b.gif"
+    file.write_bytes(b"GIF89a...")
+    for argument in (str(file), str(file), "", "-"):
+        await ACTIONS["image"](chat, argument)
+        said.append(list(chat.images))
+
+    shown = image(b"GIF89a...")
+    two = "2 images go with the next question"
+    nothing = "no image goes with the next question"
+    assert said == ["1 image goes with the next question", [shown], two, [shown] * 2, two, [shown] * 2, nothing, []]
