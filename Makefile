@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench clean
+.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench bench-engine clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ guide: $(VENV)/dev.stamp ## train the built-in model again
 bench: setup ## measure, and write the figures to bench/results
 	@$(BIN)/python -m bench
 
+bench-engine: $(VENV)/bench.stamp ## measure the engine beside others that serve the same model (LLAMA_PYTHON=… for llama.cpp)
+	@$(BIN)/python -m bench.engines $(if $(LLAMA_PYTHON),--llama-python $(LLAMA_PYTHON))
+
 clean: ## remove what was made, but neither state nor models
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
 
@@ -80,4 +83,8 @@ $(VENV)/server.stamp: $(VENV)/base.stamp pyproject.toml
 $(VENV)/dev.stamp: $(VENV)/server.stamp
 	@echo "Installing the tools of the tests …"
 	@$(PIP) --group dev
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/server.stamp
+	@$(PIP) --group bench
 	@touch $@

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from bench import latency, memory, resuming, starting, streaming
 from bench.figures import Figure, Report, table
+from bench.report import RESULTS, ROOT, commit, host, versions, write
 from llmws import __version__
 
-ROOT: Final = Path(__file__).parents[1]
 FAMILIES: Final = {
     family.__name__.removeprefix("bench."): family.measure
     for family in (starting, streaming, latency, resuming, memory)
@@ -31,7 +26,7 @@ def main() -> None:
     """Measures, writes `bench/results/<date>-<host>.json` and prints the table; of a part, only the table."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures the session path of this machine.")
     parser.add_argument("families", nargs="*", choices=[[], *FAMILIES], help="only these")
-    parser.add_argument("--host", default=f"{len(os.sched_getaffinity(0))}-core-cpu", help="a neutral name of it")
+    parser.add_argument("--host", default=host(), help="a neutral name of it")
     options = parser.parse_args()
     started, load = datetime.now(UTC), os.getloadavg()
     figures = _measure(options.families or list(FAMILIES))
@@ -43,13 +38,13 @@ def main() -> None:
             at=started.isoformat(timespec="seconds"),
             host=options.host,
             llmws=__version__,
-            commit=_commit(),
-            versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            commit=commit(),
+            versions=versions(PACKAGES),
             load_average_before=load,
             took_s=took_s,
             figures=figures,
         )
-        print(_write(report, ROOT / "bench" / "results" / f"{started.date()}-{options.host}.json"))
+        print(write(report, RESULTS / f"{started.date()}-{options.host}.json"))
 
 
 def _measure(families: list[str]) -> list[Figure]:
@@ -62,20 +57,6 @@ def _measure(families: list[str]) -> list[Figure]:
             place.mkdir()
             figures += FAMILIES[name](place)
     return figures
-
-
-def _write(report: Report, path: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    return path.relative_to(ROOT)
-
-
-def _commit() -> str | None:
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 if __name__ == "__main__":
