@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch.nn.functional import scaled_dot_product_attention
 
-from llmws.engine.paged import Batch, Span
+from llmws.engine.paged import Batch, Decodes, Span
 
 IMPLEMENTATION: Final = "llmws_paged"
 """The name under which transformers knows it."""
@@ -73,6 +73,8 @@ def paged_attention(
     rows = query[0].transpose(0, 1)  # [tokens, heads, key_dim]
     scores = Scores(scaling, batch.window, softcap, s_aux)
     parts = [scores.attend(rows[span.start : span.end], *_visible(keys, values, span)) for span in batch.spans]
+    if batch.decodes is not None:
+        parts.insert(0, scores.decode(rows[: len(batch.decodes.lengths)], keys, values, batch.decodes))
     return torch.cat(parts)[None], None
 
 
@@ -140,6 +142,32 @@ class Scores:
             enable_gqa=heads != key.shape[1],
         )
         return out[0].transpose(0, 1)
+
+    def decode(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, decodes: Decodes) -> torch.Tensor:
+        """Attention of one query a stream, from the pages where they lie.
+
+        Args:
+            query: [streams, heads, key_dim].
+            keys: [pages, page_tokens, kv_heads, key_dim].
+            values: [pages, page_tokens, kv_heads, value_dim].
+            decodes: the streams.
+
+        Returns:
+            [streams, heads, value_dim].
+        """
+        from llmws.engine.triton_decode import paged_decode  # noqa: PLC0415 - Triton comes with CUDA builds of torch
+
+        return paged_decode(
+            query,
+            keys,
+            values,
+            decodes.tables,
+            decodes.lengths,
+            scaling=query.shape[2] ** -0.5 if self._scaling is None else self._scaling,
+            window=self._window,
+            softcap=self._softcap,
+            sinks=self._sinks,
+        )
 
     def _attend_openly(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """The same with every score written out, as fused kernels know neither caps nor sinks."""

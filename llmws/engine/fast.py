@@ -15,9 +15,10 @@ from typing import Final
 import torch
 from tokenizers import Tokenizer
 
+from llmws.engine.graphs import CudaGraphs, DecodeBatch, DecodeGraphs, Recorder
 from llmws.engine.layout import Layout
 from llmws.engine.network import Network, check_request, decoded, forward_parameters, own_errors, vocabulary
-from llmws.engine.paged import Pool
+from llmws.engine.paged import Batch, Decodes, GroupBatch, Pool
 from llmws.engine.runner import Token
 from llmws.engine.sampler import BatchSampler
 from llmws.engine.scheduler import Budget, Scheduler, Slice
@@ -42,6 +43,7 @@ class FastRunner:
         layout: of its pages.
         workspace_bytes: that a step needs beside weights and pages.
         held_bytes: of the weights.
+        recorder: of decode steps; by default of CUDA graphs on CUDA.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class FastRunner:
         layout: Layout,
         workspace_bytes: int,
         held_bytes: int,
+        recorder: Recorder | None = None,
     ) -> None:
         self.info = info
         self.eos_ids = eos_ids
@@ -72,6 +75,8 @@ class FastRunner:
         self._untold: set[str] = set()  # streams whose first token did not come yet
         self._pool: Pool | None = None
         self._scheduler: Scheduler | None = None
+        self._recorder = recorder
+        self._graphs: DecodeGraphs | None = None
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Runner.decode`."""
@@ -84,13 +89,21 @@ class FastRunner:
         pages = (budget_bytes - self._workspace_bytes) // self._page_bytes - 1
         pages = min(pages, self._pages_of_one * self.info.max_running)
         with own_errors():
-            self._pool = Pool(self._layout, pages=pages, dtype=self._network.dtype, device=self._network.device)
+            pool = Pool(
+                self._layout,
+                pages=pages,
+                dtype=self._network.dtype,
+                device=self._network.device,
+                has_decode_kernel=None if self._recorder is None else True,
+            )
+            self._graphs = self._decode_graphs(pool) if pool.has_decode_kernel else None
+        self._pool = pool
         self._scheduler = Scheduler(self._layout, pages=pages, budget=self._budget, max_running=self.info.max_running)
-        self.pool_bytes = self._pool.nbytes + self._workspace_bytes
+        self.pool_bytes = pool.nbytes + self._workspace_bytes
 
     def close_pool(self) -> None:
         """See `Runner.close_pool`."""
-        self._pool = self._scheduler = None
+        self._pool = self._scheduler = self._graphs = None
         self.pool_bytes = 0
         _give_back()
 
@@ -151,7 +164,7 @@ class FastRunner:
 
     def close(self) -> None:
         """See `Runner.close`."""
-        self._pool = self._scheduler = None
+        self._pool = self._scheduler = self._graphs = None
         self.pool_bytes = 0
         del self._network, self._sampler
         _give_back()
@@ -168,7 +181,26 @@ class FastRunner:
     def _forward(self, slices: Sequence[Slice]) -> torch.Tensor:
         """Logits of the streams that sample: [streams, vocabulary]."""
         assert self._pool is not None
+        if self._graphs is not None and all(each.samples and len(each.ids) == 1 for each in slices):
+            return self._graphs.step(
+                [each.ids[0] for each in slices],
+                [each.start + 1 for each in slices],
+                [each.tables for each in slices],
+            )
         return forward(self._network, self._pool, slices)
+
+    def _decode_graphs(self, pool: Pool) -> DecodeGraphs:
+        """Ready for the largest batch."""
+        graphs = DecodeGraphs(
+            functools.partial(decode, self._network, pool),
+            recorder=self._recorder or CudaGraphs(pool.device),
+            max_streams=self.info.max_running,
+            max_pages=-(-self.info.max_context // self._layout.page_tokens),
+            groups=len(self._layout.windows),
+            device=pool.device,
+        )
+        graphs.prepare()
+        return graphs
 
     def _told(self, key: str, outcome: Token | LlmwsError) -> Token | LlmwsError:
         """A stream's first token tells how much of its prompt came from the cache."""
@@ -177,6 +209,29 @@ class FastRunner:
         assert self._scheduler is not None
         self._untold.remove(key)
         return Token(outcome.id, outcome.logprob, cached_tokens=self._scheduler.cached_tokens(key))
+
+
+def decode(network: Network, pool: Pool, streams: DecodeBatch) -> torch.Tensor:
+    """One forward of a prepared model over one token of each stream, from tensors alone, so that it can be recorded.
+
+    Returns:
+        logits: [streams, vocabulary].
+    """
+    size = pool.layout.page_tokens
+    positions = streams.positions()
+    batch = Batch(
+        ids=streams.ids.long()[None],
+        positions=positions[None],
+        sampling=torch.arange(len(positions), device=pool.device),
+        groups=tuple(
+            GroupBatch(window, streams.slots(group, size), (), Decodes(streams.tables[group], streams.lengths))
+            for group, window in enumerate(pool.layout.windows)
+        ),
+        pool=pool,
+    )
+    outputs = network(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, paged=batch, return_dict=True)
+    logits: torch.Tensor = outputs["logits"][0]
+    return logits
 
 
 def forward(network: Network, pool: Pool, slices: Sequence[Slice]) -> torch.Tensor:

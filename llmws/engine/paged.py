@@ -7,12 +7,15 @@ within the group's window, whatever else is in the batch.
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from llmws.engine.layout import Layout
+from llmws.engine.pages import NULL_PAGE
 from llmws.engine.scheduler import Slice
 
 
@@ -36,18 +39,33 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Decodes:
+    """The first rows of a batch, one query a stream, for the kernel that reads pages where they lie.
+
+    Attributes:
+        tables: int32 [streams, pages].
+        lengths: int32 [streams], the queries' own positions included; 0 for padding.
+    """
+
+    tables: torch.Tensor
+    lengths: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class GroupBatch:
     """A batch as the layers of one group see it.
 
     Attributes:
         window: tokens that a query sees, its own included; None for all before it.
         slots: int64 [tokens]: where each token's key and value go, in tokens from the start of the pool.
-        spans: one a stream.
+        spans: one a stream, but for the decodes.
+        decodes: the streams before these; None without that kernel.
     """
 
     window: int | None
     slots: torch.Tensor
     spans: tuple[Span, ...]
+    decodes: Decodes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +95,31 @@ class Pool:
         pages: that can be handed out; there is one more, the null page.
         dtype: of the model.
         device: of the model.
+        has_decode_kernel: whether the kernel that reads pages where they lie is there; by default on CUDA with Triton.
 
     Attributes:
         keys: of each slot: [pages + 1, page_tokens, kv_heads, key_dim].
         values: of each slot: [pages + 1, page_tokens, kv_heads, value_dim].
     """
 
-    def __init__(self, layout: Layout, *, pages: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        pages: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        has_decode_kernel: bool | None = None,
+    ) -> None:
         def tensors(dim: int) -> list[torch.Tensor]:
             shape = (pages + 1, layout.page_tokens, layout.kv_heads, dim)
             return [torch.empty(shape, dtype=dtype, device=device) for _ in range(layout.slots)]
 
         self.layout = layout
         self.device = device
+        if has_decode_kernel is None:
+            has_decode_kernel = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+        self.has_decode_kernel = has_decode_kernel
         self.keys = tensors(layout.key_dim)
         self.values = tensors(layout.value_dim)
 
@@ -122,21 +152,40 @@ class Pool:
         pages: list[int] = []
         bounds: list[tuple[int, int, int, int]] = []
         row = 0
+        alone = self._decoding(slices)
         for each in slices:
             table, end = each.tables[group], each.start + len(each.ids)
             slots += [table[at // size] * size + at % size for at in range(each.start, end)]
             first = 0 if window is None else max(0, each.start - window + 1)
-            pages += table[first // size : -(-end // size)]
-            bounds.append((row, len(pages), first % size, end - first))
+            if row >= alone:
+                pages += table[first // size : -(-end // size)]
+                bounds.append((row, len(pages), first % size, end - first))
             row += len(each.ids)
         # One copy to the device for all of them.
         whole = self._tensor(pages)
         spans = []
         done = 0
-        for each, (start, upto, offset, keys) in zip(slices, bounds, strict=True):
+        for each, (start, upto, offset, keys) in zip(slices[alone:], bounds, strict=True):
             spans.append(Span(start, start + len(each.ids), whole[done:upto], offset, keys))
             done = upto
-        return GroupBatch(window, self._tensor(slots), tuple(spans))
+        decodes = self._decodes(slices[:alone], group) if alone else None
+        return GroupBatch(window, self._tensor(slots), tuple(spans), decodes)
+
+    def _decoding(self, slices: Sequence[Slice]) -> int:
+        """How many slices at the front are for the kernel; the scheduler puts decodes first."""
+        if not self.has_decode_kernel:
+            return 0
+        return sum(1 for _ in itertools.takewhile(lambda each: len(each.ids) == 1, slices))
+
+    def _decodes(self, slices: Sequence[Slice], group: int) -> Decodes:
+        tables = [each.tables[group] for each in slices]
+        width = max(map(len, tables))
+        padded = [[*table, *[NULL_PAGE] * (width - len(table))] for table in tables]
+        lengths = [each.start + 1 for each in slices]
+        return Decodes(
+            torch.tensor(padded, dtype=torch.int32, device=self.device),
+            torch.tensor(lengths, dtype=torch.int32, device=self.device),
+        )
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)

@@ -87,20 +87,6 @@ def plan_launch(
     return Launch(splits=min(max(wanted, _MIN_SPLITS), _MAX_SPLITS), tile_tokens=tile_tokens, stages=stages, warps=4)
 
 
-def device_launch(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Launch:
-    """The plan for tensors of these shapes on their CUDA device; see `paged_decode`."""
-    multiprocessors, shared_bytes = _device(queries.device.index)
-    return plan_launch(
-        streams=queries.shape[0],
-        kv_heads=keys.shape[2],
-        key_dim=keys.shape[3],
-        value_dim=values.shape[3],
-        dtype_bytes=keys.element_size(),
-        multiprocessors=multiprocessors,
-        shared_bytes=shared_bytes,
-    )
-
-
 def paged_decode(
     queries: torch.Tensor,
     keys: torch.Tensor,
@@ -108,11 +94,11 @@ def paged_decode(
     tables: torch.Tensor,
     lengths: torch.Tensor,
     *,
-    launch: Launch,
     scaling: float,
     window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    launch: Launch | None = None,
 ) -> torch.Tensor:
     """Attention of one new token of each stream to its whole context.
 
@@ -125,19 +111,34 @@ def paged_decode(
         tables: int32 [streams, max_pages]: the page of position p is `tables[i, p // page_tokens]`. What lies outside
             of length or window is not read.
         lengths: int32 [streams], the new token included; 0 for a stream that is only padding.
-        launch: see `plan_launch`.
         scaling: of the scores.
         window: tokens that the query sees, its own included; None for all.
         softcap: scores become `softcap * tanh(score / softcap)`. Source: Gemma 2 (arXiv:2408.00118), 2.
         sinks: [heads], a logit for each head that takes its share of the softmax and has no value.
             Source: gpt-oss; StreamingLLM (arXiv:2309.17453), 3.
+        launch: by default what `plan_launch` says for this device.
 
     Returns:
         [streams, heads, value_dim], the dtype of `queries`.
+
+    Raises:
+        ValueError: a last dimension is not dense.
     """
     streams, heads, key_dim = queries.shape
     _, page_tokens, kv_heads, value_dim = values.shape
-    assert queries.stride(2) == keys.stride(3) == values.stride(3) == tables.stride(1) == 1
+    if any(tensor.stride(-1) != 1 for tensor in (queries, keys, values, tables)):
+        raise ValueError("a last dimension is not dense")
+    if launch is None:
+        multiprocessors, shared_bytes = _device(queries.device)
+        launch = plan_launch(
+            streams=streams,
+            kv_heads=kv_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            dtype_bytes=keys.element_size(),
+            multiprocessors=multiprocessors,
+            shared_bytes=shared_bytes,
+        )
     group = heads // kv_heads
     peaks = queries.new_empty((streams, heads, launch.splits), dtype=torch.float32)
     sums = torch.empty_like(peaks)
@@ -315,15 +316,13 @@ def _merge(
     peak = tl.load(peaks + row * SPLITS + split, mask=split < SPLITS, other=float("-inf"))
     total = tl.load(sums + row * SPLITS + split, mask=split < SPLITS, other=0.0)
     highest = tl.max(peak, axis=0)
-    if sinks is not None:
-        sink = tl.load(sinks + head).to(tl.float32)
-        highest = tl.maximum(highest, sink)
     # A stream that is only padding has no peak at all.
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     weights = tl.exp(peak - highest)
     whole = tl.sum(total * weights, axis=0)
     if sinks is not None:
-        whole += tl.exp(sink - highest)
+        # Far above all scores it becomes infinite, and takes everything.
+        whole += tl.exp(tl.load(sinks + head).to(tl.float32) - highest)
     # Parts without a peak were never written.
     part = tl.load(
         parts + (row * SPLITS + split)[:, None].to(tl.int64) * VALUE_DIM + dim[None, :],
@@ -335,9 +334,11 @@ def _merge(
 
 
 @functools.cache
-def _device(index: int) -> tuple[int, int]:
+def _device(device: torch.device) -> tuple[int, int]:
     """Multiprocessors of a CUDA device, and the bytes that a program may share among its threads."""
-    properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    if device.type != "cuda":  # Triton's interpreter
+        return 1, 64 * 2**10
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
     return properties["multiprocessor_count"], properties["max_shared_mem"]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from tests.support.kernel_runner import answers
 from tests.support.paged_cases import Case, begin_interpreter, expected, interpret, make
 
 pytestmark = pytest.mark.skipif(
@@ -54,20 +55,32 @@ CASES = [
 def interpreter():
     """One other process: in this one Triton may be imported already, and must stay as it is."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=begin_interpreter) as pool:
-        yield lambda case: torch.tensor(pool.submit(interpret, case).result(TIMEOUT_S), dtype=torch.float64)
+        yield lambda function, *args, **options: pool.submit(function, *args, **options).result(TIMEOUT_S)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_kernels_compute_attention(case, interpreter):
     tolerance = 3e-3 if case.dtype == "float16" else 1e-5
+    output = torch.tensor(interpreter(interpret, case), dtype=torch.float64)
 
-    torch.testing.assert_close(interpreter(case), expected(make(case)), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(output, expected(make(case)), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 7])
 def test_the_number_of_splits_does_not_matter(splits, interpreter):
     """So a batch may change its size, and with it the splits, in the middle of a stream."""
-    torch.testing.assert_close(interpreter(replace(LONG, splits=splits)), expected(make(LONG)), atol=1e-5, rtol=1e-5)
+    output = torch.tensor(interpreter(interpret, replace(LONG, splits=splits)), dtype=torch.float64)
+
+    torch.testing.assert_close(output, expected(make(LONG)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_model_says_the_same_with_the_kernel_and_without(name, interpreter):
+    """Streams come while others decode, alone and beside prompts; gemma2 has windows, softcaps and two groups."""
+    steps = {"prompts": (18, 3, 15), "tokens": 5}
+
+    with_kernel = interpreter(answers, name, **steps, with_kernel=True)
+    assert with_kernel == answers(name, **steps, with_kernel=False)
 
 
 @pytest.mark.parametrize(("streams", "splits"), [(1, 66), (8, 9), (32, 4), (128, 4)])
