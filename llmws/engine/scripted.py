@@ -167,6 +167,18 @@ class ScriptedEngine:
             waiting = [s for s in self._queue if not isinstance(s, ModelRef)]
             return [stream.request.key for stream in (*self._running, *waiting)]
 
+    @property
+    def resident(self) -> frozenset[str]:
+        """The names of the models in memory."""
+        with self._changed:
+            return frozenset(self._resident)
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The names of the models whose load was asked for and has not begun."""
+        with self._changed:
+            return frozenset(each.name for each in self._queue if isinstance(each, ModelRef))
+
     def _enqueue(self, item: _Stream | ModelRef) -> None:
         with self._changed:
             self._queue.append(item)

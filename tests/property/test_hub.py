@@ -1,14 +1,17 @@
 """The hub under everything that a network, its users, a disk, a clock and a kill can do to it, in any order.
 
-Two devices of one user take a session from one another, a third watches; none of them believes anything. Mutants of
-the product that this kills are listed in docs/mutants.md.
+Two devices of one user take a session from one another, a third watches; none of them believes anything. Neighbours ask
+and leave. There are three models, two fit at once, and any of them makes room or breaks at any time. Mutants of the
+product that this kills are listed in docs/mutants.md.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -18,18 +21,25 @@ from llmws.session import events as e
 from llmws.session.request import MAX_RESUMES
 from llmws.session.rules import Durability, Rules
 from tests.support.model_client import ModelClient, Story
-from tests.support.stages import HubClient, HubStage
+from tests.support.stages import GUIDE, OTHER, THIRD, HubClient, HubStage
 
-NUMBERS = "".join(f"{number} " for number in range(1, 101))
-ANSWERS = {"hi": "Hello", "count": NUMBERS}
+ANSWERS = ("hi", "count")
+MODELS = {each.name: each for each in (GUIDE, OTHER, THIRD)}
+WANTED = st.sampled_from([None, None, *MODELS, OTHER.path])
 DEVICES = st.sampled_from(["phone", "laptop", "page"])
 WINDOWS = st.one_of(st.none(), st.integers(0, 6))
 DAY_S = 86_400.0
 IMPORT = {"type": "import", "messages": [{"role": "user", "content": "so that the session is kept"}]}
 
 
+def whole_answer(model: str, *, counts: bool) -> str:
+    """What a model says when nothing cuts it short; each speaks its own way."""
+    accent = "" if model == GUIDE.name else model
+    return "".join(f"{number}{accent} " for number in range(1, 101)) if counts else f"He{accent}llo"
+
+
 class HubMachine(RuleBasedStateMachine):
-    """One user with one session on three devices, and a stranger."""
+    """One user with one session on three devices, a stranger, and neighbours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,6 +57,10 @@ class HubMachine(RuleBasedStateMachine):
         self.restarts = 0
         self.has_disk_failed = False
         self.has_been_away = False
+        self.ran_on: dict[str, str] = {}
+        self.broken: dict[str, str] = {}
+        self.has_broken: set[str] = set()
+        self.neighbours: dict[str, dict[str, Any]] = {}
 
     # --- connections -----------------------------------------------------------------------------------------------
 
@@ -59,7 +73,15 @@ class HubMachine(RuleBasedStateMachine):
             tail_bytes=1500,
             burst_bytes=1000,
         )
-        self.stage = HubStage(token=None, rules=rules, max_pause_s=3600.0)
+        self.stage = HubStage(
+            token=None,
+            models=tuple(MODELS.values()),
+            broken=self.broken,
+            max_resident=2,
+            max_running=2,
+            rules=rules,
+            max_pause_s=3600.0,
+        )
         self.connect("phone", None)
 
     @rule(device=DEVICES, window=WINDOWS)
@@ -132,12 +154,13 @@ class HubMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.asked) < 25)
     @rule(
         count=st.integers(1, 3),
-        prompt=st.sampled_from(sorted(ANSWERS)),
+        prompt=st.sampled_from(ANSWERS),
+        model=WANTED,
         tokens=st.integers(1, 60),
         keeps=st.booleans(),
         steps=st.integers(0, 100),
     )
-    def ask(self, count: int, prompt: str, tokens: int, keeps: bool, steps: int) -> None:
+    def ask(self, *, count: int, prompt: str, model: str | None, tokens: int, keeps: bool, steps: int) -> None:
         if not self.has_owner():
             self.connect("laptop", None)
         for _ in range(count):
@@ -148,11 +171,29 @@ class HubMachine(RuleBasedStateMachine):
             self.asked[request_id] = {
                 "type": "inference",
                 "request_id": request_id,
+                "model": model,
                 "config": {"max_new_tokens": tokens, "do_sample": False},
                 **({"prompt": "hi"} if prompt == "hi" and keeps else {"input_ids": [9 if prompt == "count" else 1]}),
             }
             self.send(self.owner(), self.asked[request_id])
         self.step(steps)
+
+    @precondition(lambda self: len(self.neighbours) < 8)
+    @rule(count=st.integers(1, 3), model=WANTED, counts=st.booleans())
+    def neighbour(self, count: int, model: str | None, counts: bool) -> None:
+        """Others ask, and leave at once: the answers are for later."""
+        self.stall(stuck=False)
+        for _ in range(count):
+            line = self.new_line()
+            question = {"input_ids": [9 if counts else 1], "model": model, "config": {"max_new_tokens": 40}}
+            self.stage.post(e.Attach(line.number, "neighbour", "user", m.Hello()))
+            self.stage.post(e.Receive(line.number, msgspec.convert({"request_id": "n", **question}, m.Inference)))
+            welcome, *rest = (json.loads(frame) for frame in line.frames)
+            line.frames.clear()
+            if not any(each.get("code") == "no_model" and "seq" not in each for each in rest):
+                self.neighbours[welcome["session_id"]] = question
+            self.stage.post(e.Detach(line.number))
+        self.read_all()
 
     @precondition(lambda self: self.has_owner() and self.asked)
     @rule(data=st.data(), is_other=st.booleans())
@@ -254,6 +295,36 @@ class HubMachine(RuleBasedStateMachine):
         self.restarts += 1
         self.has_disk_failed = True
 
+    # --- models ----------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.has_owner() and self.story.has_asked)
+    @rule(name=st.sampled_from(sorted(MODELS)))
+    def switch(self, name: str) -> None:
+        self.send(self.owner(), {"type": "switch_model", "name": name})
+
+    @rule(name=st.sampled_from(sorted(MODELS)))
+    def unload(self, name: str) -> None:
+        """A model makes room, at any time."""
+        self.stage.engine.unload(name)
+        self.stage.post(e.Tick())
+        self.read_all()
+
+    @rule(name=st.sampled_from(sorted(MODELS)), whole=st.booleans())
+    def damage(self, name: str, whole: bool) -> None:
+        """From now on a model cannot be loaded, or can be again."""
+        if whole:
+            self.broken.pop(name, None)
+        else:
+            self.broken[name] = "damaged"
+            self.has_broken.add(name)
+
+    @rule(stuck=st.booleans())
+    def hold(self, stuck: bool) -> None:
+        """The engine is inside a load, or a long step: what it is told waits, and it tells nothing."""
+        self.stage.is_engine_stuck = stuck
+        self.stage.post(e.Tick())
+        self.read_all()
+
     # --- what must hold --------------------------------------------------------------------------------------------
 
     @invariant()
@@ -268,18 +339,48 @@ class HubMachine(RuleBasedStateMachine):
     def ends_are_right(self) -> None:
         for client in self.devices.values():
             for request_id, end in client.terminals.items():
-                answer = NUMBERS if self.asked[request_id].get("input_ids") == [9] else "Hello"
+                asked = self.asked[request_id]
                 text = client.texts.get(request_id, "")
-                is_whole = request_id in client.started
+                model = self.ran_on.get(request_id, GUIDE.name)
+                is_whole = request_id in client.started and request_id in self.ran_on
+                answer = whole_answer(model, counts=asked.get("input_ids") == [9])
                 assert answer.startswith(text) or not is_whole
                 assert (
                     end in ("stop", "length")
                     or (end == "cancelled" and request_id in self.cancelled)
                     or (end == "model_failed" and self.restarts >= MAX_RESUMES)
                     or (end == "buffer_full" and self.has_been_away)
+                    or self.had_no_model(asked["model"], request_id, end)
                 )
                 if end == "stop" and is_whole:
                     assert text == answer
+
+    def had_no_model(self, wanted: str | None, request_id: str, end: str) -> bool:
+        """Whether a request may have ended so because its model could not be loaded."""
+        name = self.ran_on.get(request_id) or (self.stage.hub._models.find(wanted).name if wanted else None)
+        may_fail = name in self.has_broken if name is not None else bool(self.has_broken)
+        return may_fail and end in (("model_failed",) if name is not None else ("model_failed", "no_model"))
+
+    @invariant()
+    def the_hub_knows_what_the_engine_holds(self) -> None:
+        if not self.stage.is_engine_stuck:
+            assert self.stage.hub.resident == self.stage.engine.resident
+            assert self.stage.hub._models._loading <= self.stage.engine.wanted, "a load that nobody is about to do"
+
+    @invariant()
+    def only_a_switch_changes_the_default(self) -> None:
+        assert self.stage.hub._models.name in (self.stage.selected.name, None)
+
+    @invariant()
+    def nobody_waits_beside_a_model_with_room(self) -> None:
+        hub = self.stage.hub
+        running = Counter(each.info.ref.name for each in hub._turns._active.values())
+        assert all(count <= self.stage.max_running for count in running.values())
+        if hub._models.is_settled:
+            for session_id in hub._turns._line:
+                ref = hub._models.serving(hub._state.sessions[session_id].queue[0].model)
+                is_full = running[ref.name] == self.stage.max_running
+                assert is_full if ref.name in hub.resident else ref.name in hub._models._loading
 
     @invariant()
     def what_was_sent_is_written(self) -> None:
@@ -296,6 +397,7 @@ class HubMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """With a network and time, everything asked for comes to its end, once, and nothing of it is unknown."""
         self.stall(stuck=False)
+        self.hold(stuck=False)
         self.stage.disk.failing.clear()
         self.connect("phone", None)
         if "phone" not in self.lines:
@@ -313,6 +415,7 @@ class HubMachine(RuleBasedStateMachine):
         assert not missing or self.has_been_away, missing
         self.no_turn_is_lost_or_doubled()
         self.a_watcher_reaches_the_end()
+        self.neighbours_have_their_answers()
         self.stage.engine.close()
 
     def no_turn_is_lost_or_doubled(self) -> None:
@@ -335,6 +438,30 @@ class HubMachine(RuleBasedStateMachine):
             before = page.last_seq
             self.acknowledge("page", window=3)
             assert page.last_seq > before or line.close_code is not None, "a watcher is stuck"
+
+    def neighbours_have_their_answers(self) -> None:
+        for session_id, question in self.neighbours.items():
+            line = self.new_line()
+            self.stage.post(e.Attach(line.number, "neighbour", "user", m.Hello(session_id=session_id)))
+            welcome, *seen = (json.loads(frame) for frame in line.frames)
+            if self.has_been_away:
+                continue
+            assert welcome["status"] == "resumed"
+            starts = [each["model"] for each in seen if each["type"] == "start"]
+            (end,) = [each for each in seen if each["type"] in ("done", "error")]
+            if "code" in end:
+                name = starts[0] if starts else None
+                may_resume = self.restarts < MAX_RESUMES
+                assert not may_resume or (self.has_broken and end["code"] in ("model_failed", "no_model")), end
+                assert name is None or name in self.has_broken or not may_resume
+            else:
+                (name,) = starts
+                text = "".join(each["data"] for each in seen if each["type"] == "token")
+                answer = whole_answer(name, counts=question["input_ids"] == [9])
+                assert text == (answer if end["finish_reason"] == "stop" else answer[: len(text)])
+                assert end["total_tokens"] == 40 or end["finish_reason"] == "stop"
+            if starts and question["model"] is not None:
+                assert starts == [self.stage.hub._models.find(question["model"]).name]
 
     # --- plumbing --------------------------------------------------------------------------------------------------
 
@@ -376,8 +503,12 @@ class HubMachine(RuleBasedStateMachine):
         assert code not in ("internal", "bad_message", "unknown_type"), message
         if message["type"] == "session_updated":
             self.story.has_asked = True
-        if code in ("queue_full", "rate_limited"):
+        if code in ("queue_full", "rate_limited") or (code == "no_model" and "seq" not in message):
             self.asked.pop(message.get("request_id"), None)
+        if message["type"] == "start":
+            assert self.ran_on.setdefault(message["request_id"], message["model"]) == message["model"]
+            wanted = self.asked[message["request_id"]]["model"]
+            assert wanted is None or message["model"] in (wanted, self.stage.hub._models.find(wanted).name)
         self.devices[device].receive(message)
 
 
