@@ -70,7 +70,7 @@ class Bare:
     def generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
         """Greedy ids of requests that come at once."""
         streams = self._submit(prompts, new_tokens)
-        self._until(lambda: all(stream.ended for stream in streams.values()))
+        self._until_ended(*streams.values())
         return [stream.ids for stream in streams.values()]
 
     def interference(
@@ -89,7 +89,7 @@ class Bare:
         self._until(lambda: all(len(stream.ids) >= least for stream, least in zip(decoding, enough, strict=True)))
         arrived = [len(stream.ids) for stream in decoding]
         (late,) = self._submit([long_prompt], 1).values()
-        self._until(lambda: late.ended)
+        self._until_ended(late)
         if any(stream.ended for stream in decoding):
             raise RuntimeError("a stream ended before the long prompt was read")
         for key in streams:
@@ -100,13 +100,13 @@ class Bare:
     def next_turn(self, first: list[int], answer_tokens: int, more: list[int]) -> dict[str, float]:
         """A session's second prompt, and the same prompt from somebody else, for whom nothing is cached."""
         (opening,) = self._submit([first], answer_tokens).values()
-        self._until(lambda: opening.ended)
+        self._until_ended(opening)
         second = first + opening.ids + more
         found: dict[str, float] = {"known_tokens": len(first) + len(opening.ids)}
         for whose, owner in (("own", "bench"), ("stranger", "stranger")):
             wall_s, cpu_s = time.perf_counter(), time.process_time()
             (stream,) = self._submit([second], 1, owner=owner).values()
-            self._until(lambda stream=stream: stream.ended)
+            self._until_ended(stream)
             found[f"{whose}_cached_tokens"] = stream.cached_tokens
             found[f"{whose}_wall_s"] = stream.wall_s[0] - wall_s
             found[f"{whose}_cpu_s"] = stream.cpu_s[0] - cpu_s
@@ -123,6 +123,9 @@ class Bare:
                 )
             )
         return streams
+
+    def _until_ended(self, *streams: _Stream) -> None:
+        self._until(lambda: all(stream.ended for stream in streams))
 
     def _until(self, is_so: Callable[[], bool]) -> None:
         """Takes what comes until something is so."""

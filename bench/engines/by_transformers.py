@@ -36,7 +36,8 @@ class Generate:
             cache = self._network(torch.tensor([prompt]), use_cache=True).past_key_values
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         config = self._network.config.to_dict()
-        return memory.cache_bytes(config, dtype_bytes=self._network.dtype.itemsize, context=len(prompt)) / held
+        estimated = memory.cache_bytes(config, dtype_bytes=self._network.dtype.itemsize, context=len(prompt))
+        return estimated / int(held)
 
 
 class Continuous:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.engines import serving
+from bench.engines import gguf_file, serving
 from bench.engines.remote import Answer, Remote, remote
 from bench.engines.workload import Workload
 
@@ -95,8 +95,6 @@ def _start_continuous(setting: Setting, stack: ExitStack) -> Contestant:
 
 
 def _start_llama(setting: Setting, stack: ExitStack) -> Contestant:
-    from bench.engines import gguf_file  # noqa: PLC0415 - not everybody has gguf
-
     assert setting.llama_python is not None
     file = setting.scratch / "model.gguf"
     gguf_file.convert(setting.model, file)

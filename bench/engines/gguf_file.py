@@ -1,4 +1,4 @@
-"""The model's weights as a GGUF file for llama.cpp: `python -m bench.engines.gguf_file FOLDER FILE`.
+"""The model's weights as a GGUF file for llama.cpp.
 
 Knows Llamas with tied embeddings only. Invariant: every number is the one in the safetensors file; rows of queries and
 keys change places, because llama.cpp rotates neighbours where transformers rotates halves.
@@ -7,13 +7,14 @@ keys change places, because llama.cpp rotates neighbours where transformers rota
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 from safetensors.numpy import load_file
+
+if TYPE_CHECKING:
+    import gguf
 
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -30,10 +31,13 @@ _LAYER_NAMES = {
 
 def convert(folder: Path, file: Path) -> None:
     """Writes the file, without a tokenizer: who measures speaks in ids."""
+    import gguf  # noqa: PLC0415 - only who compares with llama.cpp has it
+
     config = json.loads((folder / "config.json").read_bytes())
     weights = load_file(folder / "model.safetensors")
     writer = gguf.GGUFWriter(file, "llama")
     _describe(writer, config)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
     writer.add_tensor("output_norm.weight", weights["model.norm.weight"])
     for layer in range(config["num_hidden_layers"]):
@@ -61,7 +65,6 @@ def _describe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_tokenizer_model("no_vocab")
 
 
@@ -70,7 +73,3 @@ def interleaved(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any
     rows, columns = weight.shape
     pairs = weight.reshape(heads, 2, rows // heads // 2, columns)
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
-
-
-if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
