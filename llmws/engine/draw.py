@@ -17,7 +17,10 @@ UNUSABLE = -1
 """In place of an id, where a row has a NaN or nothing finite at the top."""
 
 _BLOCK = 64
-"""Ids whose maximum is looked at first: about the square root of what one row and its candidates are together."""
+"""Neighbours of whom only the largest is looked at first, which takes a whole vocabulary to a few thousand."""
+
+_PART = 8
+"""Neighbours of whom only the largest is looked at next, within the blocks that are left."""
 
 _ROWS = 16
 """Rows that are drawn from at once: it bounds the memory of float64 noise for whole vocabularies."""
@@ -59,10 +62,13 @@ def likeliest(logits: Tensor) -> Tensor:
     Returns:
         int64 [rows].
     """
-    # argmax looks at one number at a time where amax looks at a vector: only the best block is left to argmax. Both let
-    # a NaN come out on top and take the first of equals. Source: the documentation of torch.argmax and torch.amax.
-    ids = _block_ids(_block_maxima(logits).argmax(1, keepdim=True))
-    values = _values_at(logits, ids)
+    # argmax looks at one number at a time where amax looks at a vector of them: argmax is left the blocks, and the best
+    # one. Both let a NaN come out on top; argmax takes the first of equals. Source: the documentation of torch.argmax.
+    body, ids = _blocks(logits)
+    if body.shape[1]:
+        best = body.amax(2).argmax(1, keepdim=True)
+        ids = torch.cat([_parts(best, _BLOCK), ids], dim=1)
+    values = logits.gather(1, ids)
     index = values.argmax(1, keepdim=True)
     return torch.where(values.gather(1, index).isfinite(), ids.gather(1, index), UNUSABLE)[:, 0]
 
@@ -81,36 +87,43 @@ def draw(logits: Tensor, parameters: Parameters, *, candidates: int | None = Non
     Returns:
         int64 [rows].
     """
-    return torch.cat([_draw(*part, candidates) for part in _parts(logits, parameters)])
+    if candidates is not None:
+        return _draw(*leading(logits, candidates), parameters)
+    return torch.cat([_draw(*_sorted(part), rows) for part, rows in _pieces(logits, parameters)])
 
 
 def draw_from_all(logits: Tensor, parameters: Parameters) -> Tensor:
     """What `draw` gives with all candidates and without the filters, which spares the sort."""
-    return torch.cat([_draw_from_all(*part) for part in _parts(logits, parameters)])
+    return torch.cat([_draw_from_all(*part) for part in _pieces(logits, parameters)])
 
 
 def leading(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest of each row as (values, ids), largest first, among equals the lower id first.
 
-    Exact, and far cheaper than torch.topk on CPU: what is among the `count` largest is in one of the `count` blocks
-    whose maxima are the largest, because each of the others has as many maxima before it.
+    Exact, and far cheaper than torch.topk on CPU: what is among the `count` first is in one of the `count` blocks whose
+    maxima are the first, because every other block has all of those maxima before it. So it is in parts of blocks.
 
     Args:
-        values: floating, [rows, width]; a NaN comes first.
-        count: how many, at most the width are returned.
+        values: floating, [rows, width]; a NaN counts as infinity.
+        count: how many; at most the width are returned.
 
     Returns:
         float32 and int64, [rows, count].
     """
     rows, width = values.shape
     count = min(count, width)
+    ids = torch.arange(width, device=values.device).expand(rows, -1)
     if width > count * _BLOCK:
-        ids = _block_ids(_order(_block_maxima(values).float(), count)[1])
-        found, index = _order(_values_at(values, ids).float(), count, ids)
-    else:
-        ids = torch.arange(width, device=values.device).expand(rows, width)
-        found, index = _order(values.float(), count, ids)
-    return found, index
+        body, ids = _blocks(values)
+        blocks = torch.arange(body.shape[1], device=values.device).expand(rows, -1)
+        blocks = _parts(_ids_of(_first(body.amax(2), blocks, count)), _BLOCK // _PART)
+        # Their members side by side, not one after the other: then amax takes a vector at a time.
+        members = blocks[:, None, :] * _PART + torch.arange(_PART, device=values.device)[:, None]
+        maxima = values.gather(1, members.flatten(1)).view(rows, _PART, -1).amax(1)
+        ids = torch.cat([_parts(_ids_of(_first(maxima, blocks, count)), _PART), ids], dim=1)
+        values = values.gather(1, ids)
+    first = _first(values, ids, count)
+    return _values_of(first), _ids_of(first)
 
 
 def kept(scores: Tensor, parameters: Parameters) -> Tensor:
@@ -166,22 +179,24 @@ def mix64(values: Tensor) -> Tensor:
     return values ^ _shift(values, 31)
 
 
-def _parts(logits: Tensor, parameters: Parameters) -> Iterator[tuple[Tensor, Parameters]]:
+def _pieces(logits: Tensor, parameters: Parameters) -> Iterator[tuple[Tensor, Parameters]]:
     for start in range(0, logits.shape[0], _ROWS):
         rows = slice(start, start + _ROWS)
         yield logits[rows], Parameters(*(each[rows] for each in parameters))
 
 
-def _draw(logits: Tensor, parameters: Parameters, candidates: int | None) -> Tensor:
-    if candidates is None:
-        values, ids = torch.sort(logits, dim=1, descending=True, stable=True)
-    else:
-        values, ids = leading(logits, candidates)
+def _sorted(logits: Tensor) -> tuple[Tensor, Tensor]:
+    values, ids = torch.sort(logits, dim=1, descending=True, stable=True)
+    return values, ids
+
+
+def _draw(values: Tensor, ids: Tensor, parameters: Parameters) -> Tensor:
+    """From candidates in order."""
     best = values[:, :1].double()
     scores = _scores(values, best, parameters)
     left = kept(scores, parameters)
     noisy = scores.add_(gumbel(ids, parameters)).masked_fill_(~left, -_INFINITY)
-    lowest = ids.where(noisy == noisy.amax(1, keepdim=True), logits.shape[1]).amin(1)
+    lowest = ids.masked_fill(noisy < noisy.amax(1, keepdim=True), _LOW).amin(1)
     chosen = torch.where(parameters.temperatures > 0, lowest, ids[:, 0])
     return torch.where(best[:, 0].isfinite(), chosen, UNUSABLE)
 
@@ -200,38 +215,41 @@ def _scores(values: Tensor, best: Tensor, parameters: Parameters) -> Tensor:
     return values.double().sub_(best).div_(torch.where(temperatures > 0, temperatures, 1.0))
 
 
-def _block_maxima(values: Tensor) -> Tensor:
-    """The largest of every `_BLOCK` neighbours, the last of which may be fewer: [rows, blocks]."""
+def _blocks(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of neighbours, [rows, blocks, _BLOCK], and the ids of those that are too few for one, [rows, rest]."""
     rows, width = values.shape
     whole = width // _BLOCK * _BLOCK
-    maxima = values[:, :whole].reshape(rows, -1, _BLOCK).amax(2)
-    if whole == width:
-        return maxima
-    return torch.cat([maxima, values[:, whole:].amax(1, keepdim=True)], dim=1)
+    rest = torch.arange(whole, width, device=values.device)
+    return values[:, :whole].reshape(rows, whole // _BLOCK, _BLOCK), rest.expand(rows, -1)
 
 
-def _block_ids(blocks: Tensor) -> Tensor:
-    """The ids in blocks, [rows, n] -> [rows, n * _BLOCK]; the last block's go beyond the vocabulary."""
-    return (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=blocks.device)).flatten(1)
+def _parts(blocks: Tensor, count: int) -> Tensor:
+    """The numbers of the equal parts of numbered blocks, [rows, n] -> [rows, n * count]."""
+    return (blocks[:, :, None] * count + torch.arange(count, device=blocks.device)).flatten(1)
 
 
-def _values_at(values: Tensor, ids: Tensor) -> Tensor:
-    width = values.shape[1]
-    return values.gather(1, ids.clamp(max=width - 1)).masked_fill_(ids >= width, -_INFINITY)
-
-
-def _order(values: Tensor, count: int, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The first `count` by (value descending, id ascending): both in one integer, so that no two are equal.
+def _first(values: Tensor, ids: Tensor, count: int) -> Tensor:
+    """The first `count` by (value descending, id ascending), in order; both in one integer, so that no two are equal.
 
     Source: IEEE 754 numbers of one sign are ordered as the integers that their bits spell.
     """
-    if ids is None:
-        ids = torch.arange(values.shape[1], device=values.device)
-    bits = (values + 0.0).view(torch.int32)  # -0.0, which equals 0.0, becomes it
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).masked_fill_(values.isnan(), 0x7FFFFFFF)
-    keys = torch.topk((bits.long() << 32) | (_LOW - ids), count, dim=1).values
-    bits = (keys >> 32).int()
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32), _LOW - (keys & _LOW)
+    # NaN has no order, and -0.0 is equal to 0.0, whose bits it gets.
+    numbers = torch.nan_to_num(values.float(), nan=_INFINITY, posinf=_INFINITY, neginf=-_INFINITY).add_(0.0)
+    keys = _ordered(numbers.view(torch.int32)).long().mul_(2**32).sub_(ids)
+    return torch.topk(keys, count, dim=1).values
+
+
+def _values_of(first: Tensor) -> Tensor:
+    return _ordered(((first + _LOW) >> 32).int()).view(torch.float32)
+
+
+def _ids_of(first: Tensor) -> Tensor:
+    return -first & _LOW
+
+
+def _ordered(bits: Tensor) -> Tensor:
+    """Of negative numbers, whose order is the other way round, turns all bits but the sign. Its own inverse."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def _shift(values: Tensor, bits: int) -> Tensor:

@@ -26,7 +26,7 @@ from llmws.engine.network import (
     vocabulary,
 )
 from llmws.engine.runner import DeviceLostError, Token
-from llmws.engine.sampler import Sampler
+from llmws.engine.sampler import BatchSampler
 from llmws.engine.vision import Sight, Vision
 from llmws.engine_api import GenerationRequest, ModelInfo
 from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError
@@ -182,7 +182,6 @@ class _Stream:
         request: GenerationRequest,
         sight: Sight | None,
         *,
-        vocabulary: int,
         chunk: int,
         increments: Increments,
     ) -> None:
@@ -194,9 +193,6 @@ class _Stream:
             use_cache=increments is not Increments.NONE,
             sight=sight,
         )
-        self._sampler = Sampler(
-            request.sampling, prompt_ids=request.prompt_ids, emitted_ids=emitted, vocabulary=vocabulary
-        )
         self._chunk = chunk
         self._first = len(request.prompt_ids) if sight is not None else chunk
         # A stream that is continued takes the same forwards as one that was not, as far as it can: the prompt in the
@@ -207,17 +203,17 @@ class _Stream:
         if emitted and (increments is Increments.CHUNKS or sight is not None):
             self._ends = (len(request.prompt_ids), *self._ends)
 
-    def step(self) -> Token | None:
-        """One forward: a part of the prompt, or the next token."""
+    def step(self) -> torch.Tensor | None:
+        """One forward over a part of the prompt, or the last id; returns the logits that follow all ids, if it did."""
         context = self._context
         end = min((end for end in self._ends if end > context.done), default=context.length)
         end = min(end, context.done + (self._chunk if context.done else self._first))
         logits = context.forward(end)
-        if end < context.length:
-            return None
-        token = self._sampler.choose(logits)
-        context.append(token.id)
-        return token
+        return logits if end == context.length else None
+
+    def append(self, token: Token) -> None:
+        """Adds what was chosen."""
+        self._context.append(token.id)
 
 
 class FallbackRunner:
@@ -257,6 +253,7 @@ class FallbackRunner:
         self._increments = increments
         self._vision = vision
         self._vocabulary = vocabulary(model)
+        self._sampler = BatchSampler(self._vocabulary, model.device)
         self._streams: dict[str, _Stream] = {}
         self._workspace_bytes = footprint.workspace_bytes(info.max_context)
         self._reserved_bytes: dict[str, int] = {}
@@ -292,14 +289,11 @@ class FallbackRunner:
                 request, sight = self._vision.expand(request)
         check_request(request, self.info, self._vocabulary)
         with own_errors():
-            self._streams[request.key] = _Stream(
-                self._model,
-                request,
-                sight,
-                vocabulary=self._vocabulary,
-                chunk=self._footprint.chunk,
-                increments=self._increments,
+            stream = _Stream(self._model, request, sight, chunk=self._footprint.chunk, increments=self._increments)
+            self._sampler.add(
+                request.key, request.sampling, prompt_ids=request.prompt_ids, emitted_ids=request.emitted_ids
             )
+        self._streams[request.key] = stream
         self._reserved_bytes[request.key] = self._cache_bytes(request)
 
     def step(self, keys: Sequence[str]) -> Mapping[str, Token | LlmwsError]:
@@ -308,27 +302,37 @@ class FallbackRunner:
         for key in keys:
             try:
                 with own_errors():
-                    token = self._streams[key].step()
+                    outcome = self._step(key)
             except LlmwsError as error:
-                outcomes[key] = error
-            else:
-                if token is not None:
-                    outcomes[key] = token
+                outcome = error
+            if outcome is not None:
+                outcomes[key] = outcome
         return outcomes
 
     def free(self, key: str) -> None:
         """See `Runner.free`."""
         self._streams.pop(key, None)
+        self._sampler.remove(key)
         self._reserved_bytes.pop(key, None)
 
     def close(self) -> None:
         """See `Runner.close`."""
         self._streams.clear()
         self._reserved_bytes.clear()
-        del self._model
+        del self._model, self._sampler
         gc.collect()  # modules and their hooks refer to one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _step(self, key: str) -> Token | LlmwsError | None:
+        stream = self._streams[key]
+        logits = stream.step()
+        if logits is None:
+            return None
+        [outcome] = self._sampler.choose([key], logits[None])
+        if isinstance(outcome, Token):
+            stream.append(outcome)
+        return outcome
 
     def _cache_bytes(self, request: GenerationRequest) -> int:
         more = len(request.images) * self.info.image_tokens

@@ -178,20 +178,3 @@ def _logprobs(requests: Sequence[_Request], logits: Tensor, ids: Sequence[int]) 
         top = [TopLogprob(id=i, logprob=v) for i, v in zip(names, others, strict=True)]
         found[row] = TokenLogprob(id=ids[row], logprob=own, top=top[: wanted[row]])
     return found
-
-
-class Sampler:
-    """One request's `BatchSampler`."""
-
-    def __init__(
-        self, sampling: Sampling, *, prompt_ids: Sequence[int], emitted_ids: Sequence[int], vocabulary: int
-    ) -> None:
-        self._batch = BatchSampler(vocabulary, torch.device("cpu"))
-        self._batch.add("", sampling, prompt_ids=prompt_ids, emitted_ids=emitted_ids)
-
-    def choose(self, logits: Tensor) -> Token:
-        """See `BatchSampler.choose`."""
-        [outcome] = self._batch.choose([""], logits[None])
-        if isinstance(outcome, LlmwsError):
-            raise outcome
-        return outcome
