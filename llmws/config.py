@@ -49,12 +49,19 @@ class ModelSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class OptimizationSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the model runs. `device` and `dtype` `auto`: CUDA in bfloat16 where there is a GPU, else CPU in float32."""
+    """How models run. `device` and `dtype` `auto`: CUDA in bfloat16 where there is a GPU, else CPU in float32.
+
+    `tier` `auto`: batched over a paged cache where the model can, `fallback`: never. `flash_attention` false: not even
+    where it is available. `compile`: torch.compile of the forward, which makes a load take minutes.
+    """
 
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    tier: Literal["auto", "fallback"] = "auto"
+    flash_attention: bool | Literal["auto"] = "auto"
+    compile: bool = False
 
 
 class GenerationSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 import torch
 
 from llmws.config import OptimizationSection
@@ -46,17 +47,50 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     return total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def placement(needed_bytes: int, free_bytes: Mapping[torch.device, int]) -> dict[str, Any]:
-    """Where weights go, as arguments of `from_pretrained`: the first device they fit on, else spread over all.
+def memory_for_models(device: torch.device, *, process_bytes: int) -> tuple[int, int]:
+    """Total bytes of a device, and those that models may take: free ones, and what models of this process have now.
+
+    Args:
+        device: where.
+        process_bytes: `anonymous_bytes` of the process before it had models; looked at on CPU only.
+    """
+    total, free = device_memory(device)
+    if device.type == "cpu":
+        return total, min(total, free + max(0, anonymous_bytes() - process_bytes))
+    return total, free + torch.cuda.memory_allocated(device)
+
+
+def anonymous_bytes() -> int:
+    """Host memory of this process that no file backs. Weights that are mapped from their files count as free anyway."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss) - int(getattr(memory, "shared", 0))
+
+
+def chosen(
+    needed_bytes: int, *, free_bytes: Mapping[torch.device, int], budget_bytes: Mapping[torch.device, int]
+) -> tuple[torch.device, ...]:
+    """Where weights go: the first device that holds them now, else the first that does alone, else all together.
+
+    Args:
+        needed_bytes: of the weights.
+        free_bytes: of each device, now.
+        budget_bytes: of each device, if no other model were there.
 
     Raises:
-        ModelOutOfMemoryError: they do not fit.
+        ModelOutOfMemoryError: they never fit.
     """
-    for device, free in free_bytes.items():
-        if needed_bytes <= free:
-            return {"device_map": {"": device}}
-    together = sum(free_bytes.values())
-    if needed_bytes > together:
-        message = f"the weights take {needed_bytes / 1e9:.1f} GB of memory; {together / 1e9:.1f} GB are free"
+    for amounts in (free_bytes, budget_bytes):
+        for device, amount in amounts.items():
+            if needed_bytes <= min(amount, budget_bytes[device]):
+                return (device,)
+    if needed_bytes > (together := sum(budget_bytes.values())):
+        message = f"the weights take {needed_bytes / 1e9:.1f} GB of memory; there are {max(together, 0) / 1e9:.1f} GB"
         raise ModelOutOfMemoryError(message)
-    return {"device_map": "auto", "max_memory": {device.index: free for device, free in free_bytes.items()}}
+    return tuple(budget_bytes)
+
+
+def placement(budget_bytes: Mapping[torch.device, int]) -> dict[str, Any]:
+    """Where weights go, as arguments of `from_pretrained`: on the one device, or spread over all by what they hold."""
+    if len(budget_bytes) == 1:
+        return {"device_map": {"": next(iter(budget_bytes))}}
+    return {"device_map": "auto", "max_memory": {device.index: amount for device, amount in budget_bytes.items()}}

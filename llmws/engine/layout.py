@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from llmws.engine import memory
-from llmws.engine.memory import Config
+from llmws.engine.memory import Config, Footprint
 from llmws.errors import ModelInvalidError
 
 PAGE_TOKENS = 16
@@ -54,6 +54,41 @@ class Layout(msgspec.Struct, frozen=True):
             everything if window is None else min(everything, -(-(window - 1 + step_tokens) // self.page_tokens) + 1)
             for window in self.windows
         )
+
+
+class PagedFootprint(msgspec.Struct, frozen=True):
+    """How the memory of one model's streams grows in a pool of pages.
+
+    Attributes:
+        layout: of the pages.
+        forward: of the whole context in one forward, its `chunk` the tokens of a step; of its caches nothing is used.
+        rows: streams that sample in one step.
+    """
+
+    layout: Layout
+    forward: Footprint
+    rows: int
+
+    def cache_bytes(self, context: int) -> int:
+        """Bytes of the smallest pool that holds a stream of that many tokens, the null page included."""
+        pages = self.layout.pages(context, step_tokens=self.forward.chunk) + 1
+        return pages * self.layout.page_bytes(self.forward.dtype_bytes)
+
+    def workspace_bytes(self, context: int) -> int:
+        """Bytes that one step needs beside weights and pages.
+
+        A layer gathers the keys and values of one stream at a time, of `context` tokens at most; a step's other tensors
+        are those of its tokens, and the logits of the streams that sample.
+        """
+        step = self.forward
+        gathered = context * self.layout.kv_heads * (self.layout.key_dim + self.layout.value_dim)
+        values = gathered + context * step.repeated_values + step.chunk * step.token_values
+        pairs = min(step.chunk, context) * context
+        return pairs * step.pair_bytes + values * step.dtype_bytes + self.rows * step.logits_bytes
+
+    def need_bytes(self, context: int) -> int:
+        """Bytes that one stream of that many tokens needs, alone."""
+        return self.cache_bytes(context) + self.workspace_bytes(context)
 
 
 def layout(config: Config) -> Layout:

@@ -21,10 +21,10 @@ class LocalEngine(Worker):
     """
 
     def __init__(self, optimization: OptimizationSection, limits: LimitsSection) -> None:
-        super().__init__(lambda: fallback_loader(optimization, limits))
+        super().__init__(lambda: transformers_loader(optimization, limits))
 
 
-def fallback_loader(optimization: OptimizationSection, limits: LimitsSection) -> Loader:
+def transformers_loader(optimization: OptimizationSection, limits: LimitsSection) -> Loader:
     """Imports torch as a server needs it, which takes seconds, and makes the loader, in the thread that will load."""
     # Threads that spin while they wait for work would take the cores from the event loop. Read when OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -32,10 +32,10 @@ def fallback_loader(optimization: OptimizationSection, limits: LimitsSection) ->
     import torch  # noqa: PLC0415 - must find the environment above
     from transformers.utils import logging  # noqa: PLC0415 - likewise
 
-    from llmws.engine.loading import FallbackLoader  # noqa: PLC0415 - imports torch
+    from llmws.engine.loading import TransformersLoader  # noqa: PLC0415 - imports torch
 
     # All cores but one, which is the event loop's.
     torch.set_num_threads(optimization.threads or max(1, len(os.sched_getaffinity(0)) - 1))
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return FallbackLoader(optimization, limits)
+    return TransformersLoader(optimization, limits)

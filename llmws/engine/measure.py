@@ -6,6 +6,7 @@ Knows no requests. Invariant: where the two differ, the larger one counts.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import torch
@@ -18,9 +19,9 @@ from llmws.errors import ModelInvalidError
 _SAMPLE_TOKENS = 32
 
 
-def whole_config(network: Network) -> memory.Config:
-    """The configuration of a model's text part, with what its class computes."""
-    config = network.config.get_text_config()
+def whole_config(config: Any) -> memory.Config:  # noqa: ANN401 - transformers' configurations, each its own class
+    """The text part of a model's configuration, with what its class computes."""
+    config = config.get_text_config()
     layer_types = getattr(config, "layer_types", None)
     return {**config.to_dict(), **({"layer_types": list(layer_types)} if layer_types else {})}
 
@@ -31,7 +32,7 @@ def measured_footprint(network: Network, increments: Increments) -> memory.Footp
     Raises:
         ModelInvalidError: the configuration does not even say how large the model is.
     """
-    config = whole_config(network)
+    config = whole_config(network.config)
     in_chunks = increments is Increments.CHUNKS
     chunk = PREFILL_TOKENS[network.device.type] if in_chunks else memory.UNBOUNDED_CONTEXT
     layers = () if increments is Increments.NONE else _layers(network, config)
@@ -42,11 +43,16 @@ def measured_footprint(network: Network, increments: Increments) -> memory.Footp
         chunk=chunk,
         eager=network.config._attn_implementation == "eager",
     )
+    return msgspec.structs.replace(estimate, token_values=max(estimate.token_values, peak_values(network)))
+
+
+def peak_values(network: Network) -> int:
+    """Numbers a token that a forward of a whole chunk takes at its peak; 0 where nothing counts them, on CPU."""
     if network.device.type != "cuda":
-        return estimate
-    tokens = min(PREFILL_TOKENS["cuda"], memory.positions(config) or PREFILL_TOKENS["cuda"])
-    peak_values = math.ceil(_peak_bytes(network, tokens) / tokens / network.dtype.itemsize)
-    return msgspec.structs.replace(estimate, token_values=max(estimate.token_values, peak_values))
+        return 0
+    tokens = PREFILL_TOKENS["cuda"]
+    tokens = min(tokens, memory.positions(whole_config(network.config)) or tokens)
+    return math.ceil(_peak_bytes(network, tokens) / tokens / network.dtype.itemsize)
 
 
 def _layers(network: Network, config: memory.Config) -> tuple[memory.Layer, ...]:

@@ -7,7 +7,7 @@ both), so a context that was promised on its strength is never taken back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -101,27 +101,22 @@ class Footprint(msgspec.Struct, frozen=True):
         return layer.cache_bytes(dtype_bytes=self.dtype_bytes, context=context, chunk=min(self.chunk, context))
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """What memory allows.
+class Growth(Protocol):
+    """How memory grows with the context; `Footprint` and `layout.PagedFootprint`."""
 
-    Attributes:
-        max_context: tokens that any one request may hold.
-        pool_bytes: for the caches of all streams together; holds at least one of `max_context`.
-    """
-
-    max_context: int
-    pool_bytes: int
+    def need_bytes(self, context: int) -> int:
+        """Bytes that one stream of that many tokens needs, alone."""
 
 
-def plan(footprint: Footprint, *, budget_bytes: int, positions: int | None, limit: int = 0) -> Plan:
-    """The longest context that fits, and what is left to share.
+def longest_context(growth: Growth, *, budget_bytes: int, positions: int | None, limit: int = 0) -> int:
+    """The longest context that fits.
 
     Context comes before concurrency: a request is admitted when the memory for its own whole context is free, so short
-    requests run side by side and a long one waits, but every one that `max_context` allows runs in the end.
+    requests run side by side and a long one waits, but every one that this allows runs in the end.
 
     Args:
-        footprint: of the model.
-        budget_bytes: see `budget`.
+        growth: of the model's streams.
+        budget_bytes: beside the weights.
         positions: that the model knows, None for any number.
         limit: the operator's, 0 for none.
 
@@ -129,27 +124,26 @@ def plan(footprint: Footprint, *, budget_bytes: int, positions: int | None, limi
         ModelOutOfMemoryError: not even a small context fits.
     """
     cap = min(positions or UNBOUNDED_CONTEXT, limit or UNBOUNDED_CONTEXT)
-    context = _largest(cap, lambda tokens: footprint.need_bytes(tokens) <= budget_bytes)
+    context = _largest(cap, lambda tokens: growth.need_bytes(tokens) <= budget_bytes)
     if context < min(cap, MIN_CONTEXT):
-        needed = footprint.need_bytes(min(cap, MIN_CONTEXT))
+        needed = growth.need_bytes(min(cap, MIN_CONTEXT))
         raise ModelOutOfMemoryError(
             f"beside the weights there are {max(budget_bytes, 0) / 1e9:.2f} GB;"
             f" a context of {min(cap, MIN_CONTEXT)} tokens needs {needed / 1e9:.2f} GB"
         )
-    return Plan(context, budget_bytes - footprint.workspace_bytes(context))
+    return context
 
 
-def budget(*, total_bytes: int, free_bytes: int, utilization: float, weights_bytes: int) -> int:
-    """Bytes for contexts: what may be used of the device, less the weights and a spare.
+def budget(*, total_bytes: int, free_bytes: int, utilization: float) -> int:
+    """Bytes for models, their weights and their streams: what may be used of the device, less a spare.
 
     Args:
         total_bytes: of the device.
-        free_bytes: before the weights are there.
+        free_bytes: if no model were there.
         utilization: the share of the device that may be used.
-        weights_bytes: of the model.
     """
     spare = _SPARE_BYTES + total_bytes // _SPARE_SHARE
-    return min(int(total_bytes * utilization), free_bytes - spare) - weights_bytes
+    return min(int(total_bytes * utilization), free_bytes - spare)
 
 
 def cache_bytes(config: Config, *, dtype_bytes: int, context: int, chunk: int = 1) -> int:
@@ -209,6 +203,11 @@ def footprint(
 def positions(config: Config) -> int | None:
     """Positions that the model knows, None for any number."""
     return _number(text_config(config), *_POSITIONS, default=0) or None
+
+
+def hidden_size(config: Config) -> int:
+    """Numbers of a token between two layers."""
+    return _number(text_config(config), *_HIDDEN)
 
 
 def text_config(config: Config) -> Config:

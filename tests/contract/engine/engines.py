@@ -1,4 +1,4 @@
-"""The engines that the contract is run on, each on a thread and in a child process."""
+"""The engines that the contract is run on, on a thread and in a child process."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ class Kind:
     """An engine and how it is met: all that differs between them.
 
     Attributes:
+        tier: that its models run on.
         sick: what makes a request fail, in fields of `GenerationRequest`.
     """
 
     make: Callable[[], Engine]
+    tier: str = "fallback"
     sick: dict[str, Any] = field(default_factory=lambda: {"prompt_ids": (5, POISON)})
 
 
@@ -47,6 +49,7 @@ class Case:
     ear: Listener
     kind: Kind
     model: ModelRef
+    other: ModelRef
     broken: ModelRef
 
     @property
@@ -75,15 +78,20 @@ def worker() -> Engine:
     return Worker(AlphabetLoader)
 
 
-def local() -> Engine:
+def fast() -> Engine:
     return LocalEngine(OptimizationSection(device="cpu", threads=1), LimitsSection())
+
+
+def fallback() -> Engine:
+    return LocalEngine(OptimizationSection(device="cpu", threads=1, tier="fallback"), LimitsSection())
 
 
 KINDS = {
     "scripted": Kind(scripted),
     # Id 99 cannot be decoded.
     "worker": Kind(worker, sick={"emitted_ids": (99,), "emitted_text": "?"}),
-    "local": Kind(local),
+    "fast": Kind(fast, tier="fast"),
+    "fallback": Kind(fallback),
 }
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from llmws.engine.residency import Claim
 from llmws.engine.runner import Progress, Token
 from llmws.engine.scripted import model_info
 from llmws.engine_api import GenerationRequest, ModelRef
-from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError
+from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError, ModelOutOfMemoryError
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 EOS = 0
+HELD_BYTES = 1000
+NEED_BYTES = 100
 
 
 class AlphabetRunner:
@@ -21,18 +24,24 @@ class AlphabetRunner:
         broken: raised by the next step as a whole.
         room: streams that memory holds.
         steps: keys of every step that was taken.
+        useful_bytes: that a pool takes at most.
+        on_step: called before each.
+        is_out_of_memory: whether no pool can be opened.
     """
 
     def __init__(self, model: ModelRef, *, max_running: int = 2) -> None:
         self.info = model_info(model, max_context=64, max_running=max_running)
         self.eos_ids = frozenset({EOS})
-        self.held_bytes = 1000
-        self.need_bytes = 100
+        self.held_bytes = HELD_BYTES
+        self.need_bytes = NEED_BYTES
         self.pool_bytes = 0
         self.room = 1000
         self.faults: dict[str, LlmwsError] = {}
         self.broken: Exception | None = None
         self.steps: list[list[str]] = []
+        self.useful_bytes = max_running * NEED_BYTES
+        self.on_step: Callable[[], None] = lambda: None
+        self.is_out_of_memory = False
         self.streams: dict[str, int] = {}
         self.closed = False
 
@@ -44,7 +53,9 @@ class AlphabetRunner:
     def open_pool(self, budget_bytes: int) -> None:
         assert self.need_bytes <= budget_bytes
         assert not self.pool_bytes
-        self.pool_bytes = budget_bytes
+        if self.is_out_of_memory:
+            raise ModelOutOfMemoryError("there is not enough memory")
+        self.pool_bytes = min(budget_bytes, self.useful_bytes)
 
     def close_pool(self) -> None:
         assert not self.streams
@@ -60,6 +71,7 @@ class AlphabetRunner:
 
     def step(self, keys: Sequence[str]) -> Mapping[str, Token | LlmwsError]:
         assert set(keys) <= set(self.streams)
+        self.on_step()
         self.steps.append(list(keys))
         if self.broken is not None:
             error, self.broken = self.broken, None
@@ -75,7 +87,7 @@ class AlphabetRunner:
         self.streams.pop(key, None)
 
     def close(self) -> None:
-        assert not self.streams or not self.closed
+        assert not self.closed
         self.closed = True
 
 
@@ -83,28 +95,33 @@ class AlphabetLoader:
     """A `Loader`. Folders whose name begins with `bad` cannot be loaded.
 
     Attributes:
-        crowded: whether two models do not fit at once.
+        budget_bytes: of the device; a model takes 1000 and another 100 for its streams.
         broken: folders that cannot be loaded any more.
         hopeless: folders of which that is seen before anything makes room for them.
+        told: what a model is said to take before it is read.
         runners: every one that was made.
-        reclaimable: what each load was told.
     """
 
     def __init__(self, *, max_running: int = 2) -> None:
         self.max_running = max_running
-        self.crowded = False
+        self.budget_bytes = 10_000
         self.broken: set[str] = set()
         self.hopeless: set[str] = set()
+        self.told = HELD_BYTES
         self.runners: list[AlphabetRunner] = []
-        self.reclaimable: list[int] = []
 
-    def fits(self, model: ModelRef) -> bool:
+    def claim(self, model: ModelRef) -> Claim:
         if model.name in self.hopeless:
             raise ModelInvalidError("it never fits")
-        return not self.crowded
+        return Claim(
+            name=model.name,
+            devices=("cpu",),
+            budget_bytes=self.budget_bytes,
+            held_bytes=self.told,
+            need_bytes=NEED_BYTES,
+        )
 
-    def load(self, model: ModelRef, *, progress: Progress, reclaimable_bytes: int) -> AlphabetRunner:
-        self.reclaimable.append(reclaimable_bytes)
+    def load(self, model: ModelRef, claim: Claim, *, progress: Progress) -> AlphabetRunner:
         progress(0, model.size_bytes)
         if model.name.startswith("bad") or model.name in self.broken:
             raise ModelInvalidError("it is bad")

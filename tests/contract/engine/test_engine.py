@@ -1,7 +1,7 @@
-"""What every engine promises: the scripted one, the worker without a model, and the worker with a tiny real model.
+"""What every engine promises: the scripted one, the worker without a model, and both tiers with tiny real models.
 
-Each runs on its thread, as in the product, and in a child process: an engine's values are data. `Case` is all that a
-test knows of the engine it runs on.
+Each runs on its thread, as in the product, and some in a child process too: an engine's values are data. `Case` is all
+that a test knows of the engine it runs on.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from tests.contract.engine.engines import GREEDY, KINDS, LONG, SEEDED, Case, ref
 from tests.contract.engine.listening import Listener, is_last, whole
 from tests.support.engine_process import ProcessEngine
 
-PLACES = [
-    f"{kind}-{place}" for place in ("thread", "process") for kind in KINDS if (kind, place) != ("worker", "process")
-]
+PLACES = [*(f"{kind}-thread" for kind in KINDS), "scripted-process", "fast-process"]
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> ModelRef:
-    return save_poisoned(tmp_path_factory.mktemp("models") / "tiny")
+def tiny_models(tmp_path_factory) -> tuple[ModelRef, ModelRef]:
+    folder = tmp_path_factory.mktemp("models")
+    return save_poisoned(folder / "tiny"), save_poisoned(folder / "other")
 
 
 @pytest.fixture(params=PLACES)
 def case(request) -> Iterator[Case]:
     name, place = request.param.split("-")
     kind = KINDS[name]
-    model = request.getfixturevalue("tiny_model") if name == "local" else ref("m")
+    is_real = name in ("fast", "fallback")
+    model, other = request.getfixturevalue("tiny_models") if is_real else (ref("m"), ref("n"))
     engine = kind.make() if place == "thread" else ProcessEngine(kind.make)
-    yield Case(Listener(engine), kind, model, ref("bad"))
+    yield Case(Listener(engine), kind, model, other, ref("bad"))
     engine.close()
 
 
@@ -270,17 +270,36 @@ def test_a_failed_load_says_what_is_kept_and_that_goes_on(loaded):
     assert (after.ids, after.text, after.finish) == (before.ids, before.text, "length")
 
 
-def test_loads_and_requests_keep_their_order(loaded):
-    """A load waits for what came before it, and what comes after waits for the load."""
+def test_a_model_runs_on_the_tier_that_suits_it(loaded):
+    assert loaded.ear.models()[-1].info.tier == loaded.kind.tier
+
+
+def test_what_comes_after_a_load_waits_for_it(loaded):
+    """What came before it may still be on."""
     loaded.ask("old")
-    loaded.engine.load(loaded.model)
+    loaded.engine.load(loaded.other)
     loaded.ask("new")
     loaded.ear.answer("old", "new")
-    second_load = max(n for n, event in enumerate(loaded.ear.heard) if isinstance(event, ModelLoaded))
+    second_load = loaded.ear.heard.index(loaded.ear.models()[-1])
 
-    assert loaded.ear.ended("old", "new")
-    assert loaded.ear.heard.index(loaded.ear.chunks("old")[-1]) < second_load
+    assert loaded.ear.models()[-1].info.ref == loaded.other
     assert loaded.ear.heard.index(loaded.ear.chunks("new")[0]) > second_load
+
+
+def test_requests_run_on_the_model_that_they_name(loaded):
+    """Loaded again where it had to make room; the last one loaded where they name none."""
+    loaded.ask("alone")
+    (alone,) = loaded.ear.answer("alone")
+    loaded.ear.load(loaded.other)
+    for key in ("one", "three"):
+        loaded.ask(key, model=loaded.model)
+    for key, model in (("two", loaded.other), ("four", None)):
+        loaded.ask(key, model=model)
+    answers = loaded.ear.answer("one", "two", "three", "four")
+
+    assert [answer.finish for answer in answers] == ["length"] * 4
+    assert (answers[0].ids, answers[0].text) == (answers[2].ids, answers[2].text) == (alone.ids, alone.text)
+    assert (answers[1].ids, answers[1].text) == (answers[3].ids, answers[3].text)
 
 
 def test_what_is_asked_after_a_load_waits_for_it(case):

@@ -10,6 +10,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from llmws.engine import memory
 from llmws.engine.fallback import FallbackRunner, Increments, find_increments
+from llmws.engine.residency import Claim
 from llmws.engine.scripted import model_info
 from llmws.engine.worker import Worker
 from llmws.engine_api import GenerationRequest, ModelRef
@@ -51,10 +52,10 @@ class Given:
     def __init__(self, runner):
         self.runner = runner
 
-    def fits(self, model):
-        return True
+    def claim(self, model):
+        return Claim(name=model.name, devices=("cpu",), budget_bytes=10**9, held_bytes=0, need_bytes=0)
 
-    def load(self, model, *, progress, reclaimable_bytes):
+    def load(self, model, claim, *, progress):
         return self.runner
 
 

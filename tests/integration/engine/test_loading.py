@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 
 from llmws.config import LimitsSection, OptimizationSection
-from llmws.engine import loading, memory
-from llmws.engine.loading import FallbackLoader
+from llmws.engine.loading import TransformersLoader
 from llmws.engine.local import LocalEngine
+from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine_api import GenerationRequest, ModelFailed, ModelLoaded, ModelProgress
 from llmws.errors import LlmwsError, ModelInvalidError, ModelOutOfMemoryError
 from llmws.protocol import ErrorCode
@@ -34,7 +34,11 @@ def copy(folder_of, tmp_path):
 
 @pytest.fixture
 def loader():
-    return FallbackLoader(OptimizationSection(device="cpu", threads=1), LimitsSection())
+    return TransformersLoader(OptimizationSection(device="cpu", threads=1), LimitsSection())
+
+
+def load(loader, model):
+    return loader.load(model, loader.claim(model), progress=lambda read, total: None)
 
 
 def edit_config(folder, **changes):
@@ -182,7 +186,8 @@ def test_what_is_promised(folder_of):
 
     assert (info.ref, info.device, info.dtype) == (model, "cpu", "bfloat16")
     assert (info.max_context, info.max_running) == (100, 2)
-    assert (info.engine, info.vision, info.flash_attention) == ("fallback/2", False, False)
+    assert (info.engine, info.tier, info.tier_reason) == (f"fast/{SAMPLER_VERSION}", "fast", "")
+    assert (info.vision, info.flash_attention, info.compiled) == (False, False, False)
     assert len(info.digest) == len(info.tokenizer_digest) == 64
 
 
@@ -198,7 +203,7 @@ def test_tokens_that_the_tokenizers_configuration_adds_are_decoded(copy, loader)
     decoder = {str(call): {"content": "<call>", "special": False}, str(end): {"content": "<|end|>", "special": True}}
     config = {"added_tokens_decoder": decoder, "eos_token": "<|end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    runner = loader.load(copy, progress=lambda read, total: None, reclaimable_bytes=0)
+    runner = load(loader, copy)
 
     assert runner.decode([call, end]) == "<call>"
     assert runner.eos_ids == {EOS, end}
@@ -214,7 +219,7 @@ def test_a_panic_of_the_tokenizer_is_an_error_like_any_other(copy, loader):
         def decode(self, ids, skip_special_tokens):
             raise Panic
 
-    runner = loader.load(copy, progress=lambda read, total: None, reclaimable_bytes=0)
+    runner = load(loader, copy)
     runner._tokenizer = Panicking()
 
     with pytest.raises(ModelInvalidError, match="the model's tokenizer failed on this answer"):
@@ -225,25 +230,9 @@ def test_a_panic_of_the_tokenizer_is_an_error_like_any_other(copy, loader):
 def test_odd_ends_of_an_answer_are_passed_over(eos, copy, loader):
     path = Path(copy.location) / "generation_config.json"
     path.write_text(json.dumps({"eos_token_id": eos}))
-    runner = loader.load(copy, progress=lambda read, total: None, reclaimable_bytes=0)
+    runner = load(loader, copy)
 
     assert runner.eos_ids == {EOS}
-
-
-def test_memory_that_mapped_weights_take_is_not_counted_as_free(copy, loader, monkeypatch):
-    """Free memory is the same after such a load as before: the weights must come out of it all the same."""
-    given = {}
-
-    def budget(**amounts):
-        given.update(amounts)
-        return 10**9
-
-    monkeypatch.setattr(loading, "device_memory", lambda device: (4 * 10**9, 10**9))
-    monkeypatch.setattr(memory, "budget", budget)
-    runner = loader.load(copy, progress=lambda read, total: None, reclaimable_bytes=10**8)
-
-    assert given["free_bytes"] == 10**9
-    assert given["weights_bytes"] == runner.held_bytes > 0
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
@@ -252,7 +241,7 @@ def test_memory_that_runs_out_in_a_load_is_said_so(error, copy, loader):
         raise error
 
     with pytest.raises(ModelOutOfMemoryError, match="there is not enough memory for damaged"):
-        loader.load(copy, progress=progress, reclaimable_bytes=0)
+        loader.load(copy, loader.claim(copy), progress=progress)
 
 
 @pytest.mark.parametrize("damage", ["other weights", "no tokenizer", "too large"])
@@ -261,7 +250,7 @@ def test_no_model_makes_room_for_one_that_cannot_be_served(damage, copy, loader)
     spoil(copy.location)
 
     with pytest.raises(LlmwsError, match=message.partition("(")[0]) as caught:
-        loader.fits(copy)
+        loader.claim(copy)
     assert caught.value.code == code
 
 

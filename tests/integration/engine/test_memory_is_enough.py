@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from llmws.engine import memory
-from llmws.engine.devices import placement
+from llmws.engine.devices import chosen, placement
 from llmws.engine.fallback import Context, Increments, find_increments
 from llmws.engine.measure import measured_footprint
 from llmws.errors import ModelOutOfMemoryError
@@ -123,18 +123,30 @@ def test_memory_that_runs_out_while_a_model_is_tried_is_no_inability():
 GPUS = [torch.device("cuda", 0), torch.device("cuda", 1)]
 
 
+def bytes_of(*amounts):
+    return dict(zip(GPUS, amounts, strict=True))
+
+
 @pytest.mark.parametrize(
-    ("needed", "expected"),
+    ("needed", "free", "expected"),
     [
-        (5, {"device_map": {"": GPUS[0]}}),
-        (9, {"device_map": {"": GPUS[1]}}),
-        (15, {"device_map": "auto", "max_memory": {0: 6, 1: 10}}),
+        (5, (6, 10), (GPUS[0],)),
+        (9, (6, 10), (GPUS[1],)),
+        (7, (0, 0), (GPUS[0],)),
+        (15, (6, 10), tuple(GPUS)),
     ],
+    ids=["the first that is free", "the one that is large enough", "nobody is free", "none is large enough"],
 )
-def test_weights_go_to_the_first_gpu_that_holds_them_else_to_all(needed, expected):
-    assert placement(needed, dict(zip(GPUS, (6, 10), strict=True))) == expected
+def test_weights_go_to_the_first_gpu_that_holds_them_else_to_all(needed, free, expected):
+    assert chosen(needed, free_bytes=bytes_of(*free), budget_bytes=bytes_of(8, 10)) == expected
 
 
 def test_weights_that_fit_nowhere_are_refused_with_both_numbers():
-    with pytest.raises(ModelOutOfMemoryError, match=r"take 17\.0 GB of memory; 16\.0 GB are free"):
-        placement(17 * 10**9, dict(zip(GPUS, (6 * 10**9, 10 * 10**9), strict=True)))
+    gb = 10**9
+    with pytest.raises(ModelOutOfMemoryError, match=r"take 17\.0 GB of memory; there are 16\.0 GB"):
+        chosen(17 * gb, free_bytes=bytes_of(gb, gb), budget_bytes=bytes_of(6 * gb, 10 * gb))
+
+
+def test_weights_are_spread_by_what_each_gpu_holds():
+    assert placement({GPUS[1]: 9}) == {"device_map": {"": GPUS[1]}}
+    assert placement(bytes_of(6, 10)) == {"device_map": "auto", "max_memory": {0: 6, 1: 10}}

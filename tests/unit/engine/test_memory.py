@@ -1,11 +1,13 @@
 """What a context costs, for models whose numbers are public."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmws.engine import memory
-from llmws.engine.memory import Footprint, Layer, Plan
+from llmws.engine.layout import PagedFootprint, layout
+from llmws.engine.memory import Footprint, Layer
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
 
 LLAMA_3_8B = {
@@ -141,20 +143,20 @@ FOOTPRINT = memory.footprint(LLAMA_3_8B, dtype_bytes=2, chunk=512)
 
 
 def test_the_longest_context_that_fits_is_promised():
-    plan = memory.plan(FOOTPRINT, budget_bytes=5 * 10**9, positions=131072)
+    context = memory.longest_context(FOOTPRINT, budget_bytes=5 * 10**9, positions=131072)
 
-    assert FOOTPRINT.need_bytes(plan.max_context) <= 5 * 10**9 < FOOTPRINT.need_bytes(plan.max_context + 1)
+    assert FOOTPRINT.need_bytes(context) <= 5 * 10**9 < FOOTPRINT.need_bytes(context + 1)
 
 
 @pytest.mark.parametrize(("positions", "limit", "expected"), [(8192, 0, 8192), (8192, 4096, 4096), (8192, 9000, 8192)])
 def test_model_and_operator_bound_the_context(positions, limit, expected):
-    plan = memory.plan(FOOTPRINT, budget_bytes=10**12, positions=positions, limit=limit)
-    assert plan.max_context == expected
+    context = memory.longest_context(FOOTPRINT, budget_bytes=10**12, positions=positions, limit=limit)
+    assert context == expected
 
 
 def test_a_model_that_leaves_no_room_is_refused():
     with pytest.raises(ModelOutOfMemoryError, match="a context of 256 tokens needs"):
-        memory.plan(FOOTPRINT, budget_bytes=30_000_000, positions=8192)
+        memory.longest_context(FOOTPRINT, budget_bytes=30_000_000, positions=8192)
 
 
 def test_a_model_that_knows_few_positions_needs_no_more():
@@ -167,22 +169,39 @@ def test_a_model_that_knows_few_positions_needs_no_more():
         token_values=0,
         logits_bytes=0,
     )
-    assert memory.plan(tiny, budget_bytes=10**6, positions=16) == Plan(16, 10**6 - tiny.workspace_bytes(16))
+    assert memory.longest_context(tiny, budget_bytes=10**6, positions=16) == 16
 
 
-@given(budget_bytes=st.integers(10**8, 10**12), positions=st.none() | st.integers(1, 200_000))
-def test_the_pool_always_holds_one_promised_context(budget_bytes, positions):
-    try:
-        plan = memory.plan(FOOTPRINT, budget_bytes=budget_bytes, positions=positions)
-    except ModelOutOfMemoryError:
-        return
-    assert FOOTPRINT.cache_bytes(plan.max_context) <= plan.pool_bytes
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+PAGED = PagedFootprint(layout(LLAMA_3_8B), memory.footprint(LLAMA_3_8B, dtype_bytes=2, chunk=512, layers=()), rows=32)
 
 
-def test_the_budget_is_the_smaller_of_share_and_free_less_weights():
+def test_a_pool_of_one_stream_has_its_pages_and_the_null_page():
+    page = 16 * 128 * 1024
+    assert PAGED.cache_bytes(8192) == (8192 // 16 + 1) * page
+    assert PAGED.cache_bytes(8193) == (8192 // 16 + 2) * page
+
+
+def test_every_stream_that_samples_pays_for_its_logits():
+    more = msgspec.structs.replace(PAGED, rows=33)
+    assert more.workspace_bytes(8192) - PAGED.workspace_bytes(8192) == 24 * 128256
+
+
+@given(st.sampled_from([LLAMA_3_8B, GEMMA_2_9B | {"vocab_size": 256000}]), st.integers(1, 200_000))
+def test_a_longer_context_never_needs_less(config, context):
+    """Else the longest one could not be found by halving."""
+    paged = PagedFootprint(layout(config), memory.footprint(config, dtype_bytes=2, chunk=512, layers=()), rows=8)
+    assert paged.need_bytes(context) <= paged.need_bytes(context + 1)
+
+
+# --- the device ------------------------------------------------------------------------------------------------------
+
+
+def test_the_budget_is_the_smaller_of_share_and_free():
     gb = 10**9
-    shared = memory.budget(total_bytes=80 * gb, free_bytes=79 * gb, utilization=0.5, weights_bytes=16 * gb)
-    taken = memory.budget(total_bytes=80 * gb, free_bytes=20 * gb, utilization=0.9, weights_bytes=16 * gb)
+    shared = memory.budget(total_bytes=80 * gb, free_bytes=79 * gb, utilization=0.5)
+    taken = memory.budget(total_bytes=80 * gb, free_bytes=20 * gb, utilization=0.9)
 
-    assert shared == 24 * gb
-    assert taken == 4 * gb - 80 * gb // 50 - 64 * 2**20
+    assert shared == 40 * gb
+    assert taken == 20 * gb - 80 * gb // 50 - 64 * 2**20

@@ -3,16 +3,25 @@
 import itertools
 import threading
 
+import msgspec
 import pytest
 
 from llmws.engine.runner import DeviceLostError
 from llmws.engine.worker import Worker
-from llmws.engine_api import GenerationRequest, ModelFailed, ModelLoaded, ModelRef
+from llmws.engine_api import (
+    Chunk,
+    GenerationRequest,
+    ModelFailed,
+    ModelLoaded,
+    ModelProgress,
+    ModelRef,
+    ModelUnloaded,
+)
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
 from tests.contract.engine.listening import TIMEOUT_S, Listener
-from tests.contract.engine.scripted_runner import ALPHABET, AlphabetLoader
+from tests.contract.engine.scripted_runner import ALPHABET, HELD_BYTES, NEED_BYTES, AlphabetLoader
 
 
 def ref(name):
@@ -143,7 +152,8 @@ def test_a_request_waits_for_the_memory_of_its_context(ear, runner):
     assert max(len(step) for step in runner.steps) == 1
 
 
-def test_a_load_waits_for_what_came_before_and_holds_what_came_after(ear, runner, loader):
+def test_what_comes_after_a_load_runs_on_its_model(ear, runner, loader):
+    """What came before it goes on, beside it."""
     ear.engine.submit(request("old"))
     ear.engine.load(ref("n"))
     ear.engine.submit(request("new", max_new_tokens=2))
@@ -158,13 +168,13 @@ def test_what_came_before_a_load_is_told_before_it(loader):
     entered, leave, reading = threading.Event(), threading.Event(), threading.Event()
 
     class Slow(AlphabetLoader):
-        def load(self, model, *, progress, reclaimable_bytes):
+        def load(self, model, claim, *, progress):
             if model.name == "first":
                 entered.set()
                 leave.wait(TIMEOUT_S)
             if model.name == "second":
                 reading.wait(TIMEOUT_S)
-            return super().load(model, progress=progress, reclaimable_bytes=reclaimable_bytes)
+            return super().load(model, claim, progress=progress)
 
     worker = Worker(Slow)
     ear = Listener(worker)
@@ -218,7 +228,7 @@ def test_closing_while_a_model_is_read_stops_the_reading():
     """At the next report of progress: this model would never end."""
 
     class Endless(AlphabetLoader):
-        def load(self, model, *, progress, reclaimable_bytes):
+        def load(self, model, claim, *, progress):
             for read in itertools.count():
                 progress(read, 10**9)
 
@@ -234,20 +244,236 @@ def test_closing_while_a_model_is_read_stops_the_reading():
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def test_both_models_are_there_until_the_new_one_is_ready(ear, runner, loader):
-    """The new one is told what the old one gives back."""
+def unloaded(ear):
+    return [event.name for event in ear.heard if isinstance(event, ModelUnloaded)]
+
+
+def names(ear):
+    return [event.info.ref.name for event in ear.models()]
+
+
+@pytest.fixture
+def crowded(loader):
+    """Memory for one model and its streams, not for two."""
+    loader.budget_bytes = HELD_BYTES + 3 * NEED_BYTES
+
+
+def test_models_that_fit_stay_side_by_side(ear, runner, loader):
+    assert isinstance(ear.load(ref("n")), ModelLoaded)
+    ear.engine.submit(request("old", model=ref("m")))
+    ear.engine.submit(request("new", model=ref("n")))
+    ear.engine.submit(request("unnamed"))
+    ear.answer("old", "new", "unnamed")
+
+    assert {key for step in runner.steps for key in step} == {"old"}
+    assert {key for step in loader.runners[1].steps for key in step} == {"new", "unnamed"}
+    assert (unloaded(ear), len(loader.runners)) == ([], 2)
+
+
+def test_a_model_that_is_there_is_not_loaded_again(ear, runner, loader):
+    """Requests that name none run on it from then on."""
+    ear.load(ref("n"))
+    ear.load(ref("m"))
+    ear.engine.submit(request("a"))
+    ear.answer("a")
+
+    assert names(ear) == ["m", "n", "m"]
+    assert len(loader.runners) == 2
+    assert runner.steps
+
+
+def test_a_model_whose_folder_has_changed_is_loaded_again(ear, runner, loader):
+    changed = msgspec.structs.replace(ref("m"), size_bytes=101)
+
+    assert ear.load(changed).info.ref == changed
+    assert (unloaded(ear), runner.closed) == (["m"], True)
+
+
+def test_streams_go_on_while_a_model_is_read(loader):
+    """Every report of progress steps them, a cancel takes effect, and what is new waits."""
+
+    class Reading(AlphabetLoader):
+        def load(self, model, claim, *, progress):
+            if model.name == "n":
+                for read in range(3):
+                    progress(read, 10)
+                worker.cancel("cancelled")
+                worker.submit(request("new", model=ref("m"), max_new_tokens=1))
+                progress(4, 10)
+                self.steps = list(self.runners[0].steps)
+            return super().load(model, claim, progress=progress)
+
+    loader = Reading(max_running=4)
+    worker = Worker(lambda: loader, clock_s=lambda: 0.0)
+    ear = Listener(worker)
+    ear.load(ref("m"))
+    for key in ("going", "cancelled"):
+        worker.submit(request(key))
+    ear.until(lambda: bool(ear.chunks("cancelled")))
+    worker.load(ref("n"))
+    ear.answer("going", "new")
+    worker.close()
+
+    assert loader.steps[-1] == ["going"]
+    assert sum(step == ["going", "cancelled"] for step in loader.steps) >= 3
+    assert not ear.ended("cancelled")
+    heard = [type(event).__name__ for event in ear.heard if not isinstance(event, ModelProgress)]
+    assert "Chunk" in heard[heard.index("ModelLoaded") + 1 : len(heard) - heard[::-1].index("ModelLoaded")]
+
+
+def test_streams_get_half_of_the_time_of_a_load():
+    """The load took four seconds since the last report: so do they, a second a step."""
+    now = [0.0]
+    steps = []
+
+    class Reading(AlphabetLoader):
+        def load(self, model, claim, *, progress):
+            if model.name == "n":
+                before = len(self.runners[0].steps)
+                now[0] += 4.0
+                progress(1, 10)
+                steps.append(len(self.runners[0].steps) - before)
+            return super().load(model, claim, progress=progress)
+
+    loader = Reading()
+    worker = Worker(lambda: loader, clock_s=lambda: now[0])
+    ear = Listener(worker)
+    ear.load(ref("m"))
+    loader.runners[0].on_step = lambda: now.__setitem__(0, now[0] + 1.0)
+    worker.submit(request("a"))
+    worker.load(ref("n"))
+    ear.answer("a")
+    ear.until(lambda: len(ear.models()) == 2)
+    worker.close()
+
+    assert steps == [4]
+
+
+@pytest.mark.usefixtures("crowded")
+def test_an_idle_model_makes_room(ear, runner, loader):
     assert isinstance(ear.load(ref("n")), ModelLoaded)
 
-    assert loader.reclaimable == [0, runner.held_bytes]
-    assert runner.closed
+    assert (unloaded(ear), runner.closed) == (["m"], True)
+    assert not loader.runners[1].closed
 
 
-def test_the_old_model_goes_first_when_both_do_not_fit(ear, runner, loader):
-    loader.crowded = True
+def test_the_model_that_was_idle_the_longest_makes_room(ear, runner, loader):
+    loader.budget_bytes = 2 * HELD_BYTES + NEED_BYTES
+    ear.load(ref("n"))
+    ear.engine.submit(request("a", model=ref("m"), max_new_tokens=1))
+    ear.answer("a")
+    ear.load(ref("o"))
+
+    assert unloaded(ear) == ["n"]
+
+
+@pytest.mark.usefixtures("crowded")
+def test_a_load_that_needs_the_memory_of_a_busy_model_waits_and_so_do_all_behind(ear, runner, loader):
+    ear.engine.submit(request("old", max_new_tokens=5))
+    ear.engine.load(ref("n"))
+    ear.engine.submit(request("late", model=ref("m"), max_new_tokens=1))
+    ear.answer("old", "late")
+
+    assert names(ear) == ["m", "n", "m"]
+    assert unloaded(ear) == ["m", "n"]
+    assert not any("late" in step for step in runner.steps)
+
+
+@pytest.mark.usefixtures("crowded")
+def test_a_request_for_a_model_that_is_gone_loads_it(ear, runner, loader):
+    ear.load(ref("n"))
+    ear.engine.submit(request("a", model=ref("m")))
+
+    assert ear.answer("a")[0].finish == "stop"
+    assert names(ear) == ["m", "n", "m"]
+
+
+def test_a_request_whose_model_cannot_be_loaded_fails_with_the_reason(ear, runner):
+    ear.engine.submit(request("a", model=ref("bad")))
+    (end,) = ear.answer("a")
+
+    assert (end.error_code, end.error_message) == (ErrorCode.MODEL_FAILED, "it is bad")
+    assert ear.models()[-1].kept == runner.info
+
+
+def test_a_request_that_is_cancelled_while_its_model_is_read_is_forgotten():
+    class Cancelling(AlphabetLoader):
+        def load(self, model, claim, *, progress):
+            worker.cancel("a")
+            return super().load(model, claim, progress=progress)
+
+    loader = Cancelling()
+    worker = Worker(lambda: loader)
+    ear = Listener(worker)
+    worker.submit(request("a", model=ref("m")))
+    worker.submit(request("b", model=ref("m")))
+    ear.answer("b")
+    worker.close()
+
+    assert ear.chunks("a") == []
+
+
+def test_a_model_that_takes_more_than_its_files_told_waits_for_the_others(ear, runner, loader):
+    """It is read, found too large, and read again when there is room: who runs was promised to go on."""
+    loader.told = 10
+    loader.budget_bytes = 2 * HELD_BYTES
+    ear.engine.submit(request("old"))
+    ear.until(lambda: bool(ear.chunks("old")))
     ear.load(ref("n"))
 
-    assert loader.reclaimable == [0, 0]
-    assert runner.closed
+    assert ear.ended("old")
+    assert [runner.closed for runner in loader.runners] == [True, True, False]
+    assert unloaded(ear) == ["m"]
+
+
+# --- memory for streams ----------------------------------------------------------------------------------------------
+
+
+def test_memory_for_streams_is_set_aside_with_the_first_request(ear, runner, loader):
+    runner.useful_bytes = loader.budget_bytes
+    assert runner.pool_bytes == 0
+    ear.engine.submit(request("a"))
+    ear.answer("a")
+
+    assert runner.pool_bytes == loader.budget_bytes - HELD_BYTES
+
+
+def test_an_idle_models_memory_for_streams_goes_to_the_model_that_needs_it(ear, runner, loader):
+    """To its weights first, then to its streams, but for what the idle one needs at least."""
+    runner.useful_bytes = loader.budget_bytes
+    ear.engine.submit(request("a"))
+    ear.answer("a")
+    ear.load(ref("n"))
+    loader.runners[1].useful_bytes = loader.budget_bytes
+    ear.engine.submit(request("b", model=ref("n")))
+    ear.answer("b")
+
+    assert runner.pool_bytes == 0
+    assert loader.runners[1].pool_bytes == loader.budget_bytes - 2 * HELD_BYTES - NEED_BYTES
+
+
+def test_a_request_waits_for_memory_that_another_models_streams_have(ear, runner, loader):
+    loader.budget_bytes = 2 * HELD_BYTES + NEED_BYTES
+    ear.load(ref("n"))
+    ear.engine.submit(request("old", model=ref("m")))
+    ear.engine.submit(request("new", model=ref("n")))
+    ear.answer("old", "new")
+
+    ends = [event.key for event in ear.heard if isinstance(event, Chunk)]
+    assert ends == ["old"] * ends.count("old") + ["new"] * ends.count("new")
+
+
+def test_memory_that_is_not_there_after_all_fails_the_request_alone(ear, runner):
+    runner.is_out_of_memory = True
+    ear.engine.submit(request("a"))
+    assert ear.answer("a")[0].error_code == ErrorCode.MODEL_OOM
+
+    runner.is_out_of_memory = False
+    ear.engine.submit(request("b"))
+    assert ear.answer("b")[0].finish == "stop"
+
+
+# --- loads that fail -------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_load_keeps_the_old_model(ear, runner):
@@ -257,8 +483,8 @@ def test_a_failed_load_keeps_the_old_model(ear, runner):
     assert not runner.closed
 
 
+@pytest.mark.usefixtures("crowded")
 def test_no_model_makes_room_for_one_that_never_fits(ear, runner, loader):
-    loader.crowded = True
     loader.hopeless.add("huge")
     failed = ear.load(ref("huge"))
 
@@ -266,8 +492,8 @@ def test_no_model_makes_room_for_one_that_never_fits(ear, runner, loader):
     assert not runner.closed
 
 
+@pytest.mark.usefixtures("crowded")
 def test_a_model_that_made_room_comes_back_after_a_failed_load(ear, runner, loader):
-    loader.crowded = True
     failed = ear.load(ref("bad"))
     ear.engine.submit(request("a"))
 
@@ -276,8 +502,19 @@ def test_a_model_that_made_room_comes_back_after_a_failed_load(ear, runner, load
     assert ear.answer("a")[0].finish == "stop"
 
 
+def test_what_is_left_goes_on_after_a_failed_load(ear, runner, loader):
+    """The model of requests that name none had to go; another one is there, so it does not come back."""
+    loader.budget_bytes = 2 * HELD_BYTES + NEED_BYTES
+    ear.load(ref("n"))
+    ear.engine.submit(request("a", model=ref("m"), max_new_tokens=1))
+    ear.answer("a")
+    failed = ear.load(ref("bad"))
+
+    assert (failed.kept, unloaded(ear)) == (runner.info, ["n"])
+
+
+@pytest.mark.usefixtures("crowded")
 def test_a_model_that_does_not_come_back_is_not_claimed(ear, runner, loader):
-    loader.crowded = True
     loader.broken.add("m")
     failed = ear.load(ref("bad"))
     ear.engine.submit(request("a"))

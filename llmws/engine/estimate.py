@@ -1,0 +1,170 @@
+"""What a model would take and be served by, told from its files alone: no weight is read.
+
+Owns the guess that a load makes good or corrects. Knows no devices. Invariant: where it errs, a load takes less.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from llmws.engine import fast, memory
+from llmws.engine.fallback import PREFILL_TOKENS
+from llmws.engine.layout import PagedFootprint, layout
+from llmws.engine.measure import whole_config
+from llmws.engine.reading import auto_class, read_config
+from llmws.engine.selfcheck import unsuited
+from llmws.engine.vision import has_processor
+from llmws.engine.weights import weight_files, weights_bytes
+from llmws.errors import ModelInvalidError
+
+MAX_RUNNING = {"cpu": 32, "cuda": 256}
+"""Streams of the fast tier at once, at most, unless the operator sets a number."""
+
+_MIN_RUNNING = 4
+_LOGITS_SHARE = 20
+"""The logits of all streams take one part of the memory for streams in so many at most."""
+
+FORCED = "optimization.tier says so"
+IMAGES = "it takes images"
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What the files tell.
+
+    Attributes:
+        model_type: as in `config.json`.
+        tier: `fast` or `fallback`; whether it can be `fast` indeed, only the self-check of a load tells.
+        tier_reason: for a person, why it is not the other one.
+        weights_bytes: in memory.
+        config: of the text part.
+        positions: that the model knows, None for any number.
+    """
+
+    model_type: str
+    tier: str
+    tier_reason: str
+    weights_bytes: int
+    config: memory.Config
+    positions: int | None
+
+
+def estimate(folder: Path, *, dtype: torch.dtype, device: torch.device, tier: str = "auto") -> Estimate:
+    """Reads a folder that `reading.check_config` passed. Without weights in it, they are counted by the model's class.
+
+    Args:
+        folder: with at least `config.json`.
+        dtype: that the model would be loaded in.
+        device: where to.
+        tier: `auto`, or `fallback` for nothing else.
+
+    Raises:
+        ModelInvalidError: the files contradict themselves, or do not say how large the model is.
+    """
+    try:
+        config = read_config(folder)
+        auto = auto_class(folder, config)
+        model_class: Any = auto._model_mapping[type(config)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelInvalidError(f"transformers cannot read config.json: {' '.join(str(error).split())}") from None
+    text = whole_config(config)
+    refusal = FORCED if tier == "fallback" else _refusal(folder, model_class, text)
+    held = weights_bytes(folder, dtype_bytes=dtype.itemsize) if _has_weights(folder) else _counted(auto, config, dtype)
+    if refusal is None and device.type == "cpu" and dtype == torch.float32 and text.get("tie_word_embeddings"):
+        # Packed for the processor, the output layer is no longer the embedding.
+        held += int(text["vocab_size"]) * memory.hidden_size(text) * dtype.itemsize
+    return Estimate(
+        model_type=str(config.model_type),
+        tier="fast" if refusal is None else "fallback",
+        tier_reason=refusal or "",
+        weights_bytes=held,
+        config=text,
+        positions=memory.positions(text),
+    )
+
+
+def growth(
+    found: Estimate, *, dtype: torch.dtype, device: torch.device, budget_bytes: int, max_running: int = 0
+) -> memory.Footprint | PagedFootprint:
+    """How the memory of the model's streams grows.
+
+    Args:
+        found: the model.
+        dtype: of the model.
+        device: where it is.
+        budget_bytes: beside its weights.
+        max_running: the operator's, 0 for none.
+
+    Raises:
+        ModelInvalidError: the configuration does not say.
+    """
+    if found.tier == "fast":
+        running = max_running or most_running(found.config, device=device, budget_bytes=budget_bytes)
+        return paged_footprint(found.config, dtype=dtype, device=device, max_running=running)
+    chunk = PREFILL_TOKENS[device.type]
+    return memory.footprint(found.config, dtype_bytes=dtype.itemsize, chunk=chunk)
+
+
+def most_running(config: memory.Config, *, device: torch.device, budget_bytes: int) -> int:
+    """Streams of the fast tier at once: as many as the device can use, fewer where their logits would crowd it."""
+    row_bytes = memory.footprint(config, dtype_bytes=1, chunk=1).logits_bytes
+    return max(_MIN_RUNNING, min(MAX_RUNNING[device.type], budget_bytes // _LOGITS_SHARE // row_bytes))
+
+
+def paged_footprint(
+    config: memory.Config,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_running: int,
+    writes_scores: bool = False,
+    token_values: int = 0,
+) -> PagedFootprint:
+    """The footprint of a model on the fast tier.
+
+    Args:
+        config: of its text part.
+        dtype: of the model.
+        device: where it is.
+        max_running: streams at once.
+        writes_scores: whether its attention has sinks; those with a cap are known.
+        token_values: numbers a token that a forward was seen to take.
+
+    Raises:
+        ModelInvalidError: the configuration does not say, or its layers have no pages.
+    """
+    capped = bool(config.get("attn_logit_softcapping"))
+    forward = memory.footprint(
+        config,
+        dtype_bytes=dtype.itemsize,
+        chunk=fast.step_tokens(fast.budget(device, max_running)),
+        eager=capped or writes_scores,
+        layers=(),
+    )
+    forward = msgspec.structs.replace(forward, token_values=max(forward.token_values, token_values))
+    return PagedFootprint(layout(config), forward, max_running)
+
+
+def _refusal(folder: Path, model_class: type, config: memory.Config) -> str | None:
+    if has_processor(folder):
+        return IMAGES
+    return unsuited(model_class, config)
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return bool(weight_files(folder))
+    except ModelInvalidError:
+        if any(folder.glob("*.safetensors*")):
+            raise
+        return False
+
+
+def _counted(auto: Any, config: Any, dtype: torch.dtype) -> int:  # noqa: ANN401 - see `auto_class`
+    """Bytes of the weights of a model that is made without any."""
+    with torch.device("meta"):
+        network = auto.from_config(config, dtype=dtype)
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))

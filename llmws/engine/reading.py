@@ -1,0 +1,132 @@
+"""From a model's folder to a network in memory.
+
+Owns what is read and trusted. Knows neither tiers nor requests. Invariant: nothing but safetensors and JSON is read, no
+code from the folder is run, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils.logging import set_tqdm_hook
+
+from llmws.engine.network import Network
+from llmws.engine.runner import Progress
+from llmws.engine.vision import has_processor
+from llmws.engine.weights import tensor_bytes, weight_files
+from llmws.errors import ModelInvalidError
+from llmws.tokenizer_files import MAX_CONFIG_BYTES, read
+
+_REPORT_BYTES = 2**24
+"""Weights between two reports of progress, at least."""
+
+_MAPPINGS = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+
+
+def check_folder(folder: Path) -> None:
+    """Says what is wrong with a model before anything large is read.
+
+    Raises:
+        ModelInvalidError: and why.
+    """
+    check_config(folder)
+    weight_files(folder)
+
+
+def check_config(folder: Path) -> None:
+    """Says what is wrong with a model's configuration, before transformers sees it.
+
+    Raises:
+        ModelInvalidError: and why.
+    """
+    try:
+        config = json.loads(read(folder / "config.json", MAX_CONFIG_BYTES), object_hook=_without_other_files)
+        model_type = config["model_type"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ModelInvalidError("there is no config.json that names a model_type") from None
+    if model_type not in transformers.CONFIG_MAPPING:
+        why = "it needs code of its own, which is never run" if "auto_map" in config else "its type is not known"
+        raise ModelInvalidError(f"transformers {transformers.__version__} has no model type {model_type!r}: {why}")
+    config_class = transformers.CONFIG_MAPPING[model_type]
+    if not any(config_class in each for each in _MAPPINGS):
+        raise ModelInvalidError(f"models of type {model_type!r} are not causal language models")
+    if (folder / "adapter_config.json").exists():
+        raise ModelInvalidError("it is an adapter for another model (adapter_config.json); merge the two first")
+
+
+def _without_other_files(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a configuration, unless it makes transformers read other files than those that were checked."""
+    for key in ("configuration_files", "transformers_weights"):
+        if key in part:
+            raise ModelInvalidError(f"config.json names other files to read ({key})")
+    return part
+
+
+def read_config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configurations, each its own class
+    """The configuration of a folder that `check_config` passed."""
+    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def auto_class(folder: Path, config: Any) -> Any:  # noqa: ANN401 - transformers' classes have no common type
+    """What reads the model: with its part for images, if it has one. Of a family that is both, files decide."""
+    text, images = (type(config) in mapping for mapping in _MAPPINGS)
+    if images and (has_processor(folder) or not text):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def read_network(folder: Path, dtype: torch.dtype, where: dict[str, Any]) -> Network:
+    """The model, in evaluation mode and with every weight from the files."""
+    gc.collect()  # what a failed load left in a cycle
+    network: Any
+    found: Mapping[str, Any]
+    network, found = auto_class(folder, read_config(folder)).from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        **where,
+    )
+    # transformers would fill them with random numbers and go on.
+    if missing := sorted((*found["missing_keys"], *(str(key) for key in found["mismatched_keys"]))):
+        raise ModelInvalidError(f"the files lack {len(missing)} weights, among them {missing[0]}")
+    network.eval()
+    kept: Network = network
+    return kept
+
+
+@contextlib.contextmanager
+def reporting(folder: Path, progress: Progress) -> Iterator[None]:
+    """Reports the bytes of the weights while transformers loads them: it walks over them in a progress bar."""
+    sizes = {name: size for name, (_, size) in tensor_bytes(folder).items()}
+    total = sum(sizes.values())
+
+    def counted(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        done = reported = 0
+        for name, item in items:
+            yield name, item
+            # Weights that are renamed on the way count when everything is there.
+            done += sizes.get(name, 0)
+            if done - reported >= max(_REPORT_BYTES, total // 100):
+                progress(done, total)
+                reported = done
+
+    def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        return counted(args[0]) if kwargs.get("desc") == "Loading weights" else factory(*args, **kwargs)
+
+    progress(0, total)
+    previous = set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(previous)
+    progress(total, total)
