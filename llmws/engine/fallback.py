@@ -29,7 +29,7 @@ from llmws.engine.runner import DeviceLostError, Token
 from llmws.engine.sampler import BatchSampler
 from llmws.engine.vision import Sight, Vision
 from llmws.engine_api import GenerationRequest, ModelInfo
-from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError
+from llmws.errors import LlmwsError, ModelInvalidError
 
 log = logging.getLogger(__name__)
 
@@ -282,9 +282,7 @@ class FallbackRunner:
     def start(self, request: GenerationRequest) -> None:
         """See `Runner.start`."""
         sight = None
-        if request.images:
-            if self._vision is None:
-                raise BadRequestError("this model takes no images")
+        if request.images and self._vision is not None:
             with own_errors():
                 request, sight = self._vision.expand(request)
         check_request(request, self.info, self._vocabulary)

@@ -176,7 +176,7 @@ class TransformersLoader:
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a processor lacks, text goes on
-            log.warning("%s takes no images: %s", folder.name, " ".join(str(error).split()))
+            log.warning("%s takes no images: %s", folder.name, " ".join(str(error).split())[:300])
             return None
         return vision
 

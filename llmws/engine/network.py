@@ -114,11 +114,13 @@ def check_request(request: GenerationRequest, info: ModelInfo, vocabulary: int) 
     """Refuses what no tier can serve.
 
     Raises:
-        BadRequestError: an id is not one of the model's.
+        BadRequestError: an id is not one of the model's, or there is an image left that no processor has taken.
         PromptError: prompt and answer are longer than the model's context.
     """
     if not request.prompt_ids:
         raise BadRequestError("the prompt has no tokens")
+    if request.images:
+        raise BadRequestError("this model takes no images")
     # On CUDA an id beyond the embedding is an assertion in a kernel, which ends every stream of the process.
     if (largest := max(request.prompt_ids + request.emitted_ids)) >= vocabulary:
         raise BadRequestError(f"there is no token {largest}; the model has {vocabulary}")

@@ -17,6 +17,7 @@ import msgspec
 import torch
 import transformers
 from PIL import Image, ImageOps
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from llmws.engine.network import Network
 from llmws.engine_api import GenerationRequest, ImageInput
@@ -148,9 +149,26 @@ def load_vision(folder: Path, network: Network, *, max_pixels: int) -> Vision:
         Exception: whatever transformers raises where it lacks a file or a package, or where the processor is not one
             for images.
     """
+    return Vision(network, _processor(folder, network.config), max_pixels=max_pixels)
+
+
+def _processor(folder: Path, config: transformers.PreTrainedConfig) -> Processor:
+    """The processor in the folder; where only its part for videos cannot be loaded, which takes torchvision, the rest.
+
+    Source: `ProcessorMixin`, transformers 5, makes its parts from what `get_attributes` lists.
+    """
     auto: Any = transformers.AutoProcessor
-    processor = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return Vision(network, processor, max_pixels=max_pixels)
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        return auto.from_pretrained(folder, **options)  # type: ignore[no-any-return]
+    except (ImportError, OSError) as error:
+        try:
+            whole: Any = PROCESSOR_MAPPING[type(config)]
+            parts = [part for part in whole.get_attributes() if part != "video_processor"]
+            for_images: Any = type(whole.__name__, (whole,), {"get_attributes": classmethod(lambda _: parts)})
+            return for_images.from_pretrained(folder, **options)  # type: ignore[no-any-return]
+        except Exception:  # noqa: BLE001 - whatever it is, the first reason is the better one
+            raise error from None
 
 
 def read_image(image: ImageInput, *, name: str, max_pixels: int) -> Image.Image:

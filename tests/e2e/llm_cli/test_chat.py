@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from llmws.client import image_file
 from llmws.protocol import messages as m
 from tests.e2e.llm_cli.terminal import Terminal
 from tests.integration.client.fake_server import FakeServer, prompt_of
@@ -25,6 +26,22 @@ async def test_a_question_is_typed_and_answered(server, tmp_path):
         await terminal.sees("10 tokens/s")
         assert await terminal.leave() == 0
     assert f"to come back: llm --session {server.session().id}" in terminal.text
+
+
+async def test_an_image_goes_with_the_next_question_alone(server, tmp_path):
+    file = tmp_path / "my picture.gif"
+    file.write_bytes(b"GIF89a...")
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type(f"/image {file}\r")
+        await terminal.sees("1 image goes with the next question")
+        terminal.type("hi\r")
+        await terminal.sees("10 tokens/s")
+        terminal.type("hi again\r")
+        await terminal.sees("Hello\n", times=2)
+    with_image, without = server.of_type(m.Inference)
+    assert with_image.prompt == m.Prompt(user="hi", images=[image_file(file)])
+    assert without.prompt == "hi again"
 
 
 async def test_alt_enter_and_pasted_lines_stay_one_prompt(server, tmp_path):

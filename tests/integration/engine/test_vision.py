@@ -1,0 +1,250 @@
+"""Images in a prompt: the answer is that of `generate()` with the model's own processor, and bad files harm nobody."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import transformers
+from PIL import Image
+
+from llmws.engine.vision import read_image
+from llmws.engine_api import MAX_IMAGES, GenerationRequest, ImageInput, ModelLoaded, Turn
+from llmws.errors import BadRequestError
+from llmws.prompt import model_text
+from llmws.prompt.render import tokenize
+from llmws.protocol import ErrorCode
+from llmws.protocol.messages import Sampling
+from tests.support.seeing_models import POSITIONS, encoded, picture, save
+
+FAMILIES = ("llava", "idefics3", "qwen2-vl")
+LENGTH = 16
+WIDE = {"width": 60, "height": 20}
+
+
+class Seeing:
+    """A model with everything that is known of it, loaded into the engine of the tests."""
+
+    def __init__(self, folder, processor, ear):
+        self.ear = ear
+        self.folder = Path(folder.location)
+        self.ref = folder
+        self.text = model_text.load(self.folder)
+        self.processor = processor
+        self.network = transformers.AutoModelForImageTextToText.from_pretrained(self.folder).eval()
+        self.asked = 0
+
+    def load(self):
+        event = self.ear.load(self.ref)
+        assert isinstance(event, ModelLoaded), event
+        self.info = event.info
+        return self
+
+    def ask(self, *turns, images=(), **changes):
+        """What the engine answers, as one chunk."""
+        self.asked += 1
+        key = f"{self.ref.name}-{self.asked}"
+        fields = {"sampling": Sampling(do_sample=False), "max_new_tokens": LENGTH, "prompt_ids": self.ids(*turns)}
+        self.ear.engine.submit(GenerationRequest(key=key, model=self.ref, images=tuple(images), **(fields | changes)))
+        (answer,) = self.ear.answer(key)
+        return answer
+
+    def ids(self, *turns):
+        return tuple(tokenize(turns, self.text))
+
+    def generated(self, *turns, images=()):
+        """What transformers itself makes of the conversation."""
+        left = iter(images)
+        conversation = [
+            {
+                "role": turn.role,
+                "content": [{"type": "image", "image": next(left)} for _ in range(turn.images)]
+                + [{"type": "text", "text": turn.content}],
+            }
+            for turn in turns
+        ]
+        inputs = self.processor.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        made = self.network.generate(**inputs, do_sample=False, max_new_tokens=LENGTH)
+        return tuple(made[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory, ear):
+    """The model of a family, which the engine has loaded."""
+    made = {family: Seeing(*save(family, tmp_path_factory.mktemp(family)), ear) for family in FAMILIES}
+    return lambda family: made[family].load()
+
+
+def question(images=1):
+    return Turn(role="user", content="what is in this picture?", images=images)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_greedy_answer_equals_generate(family, seeing):
+    """For pictures of two shapes, which one family cuts into different numbers of tiles, and for both in one prompt."""
+    model = seeing(family)
+    square, wide = picture(1), picture(2, **WIDE)
+    answers = []
+    for images in ([square], [wide], [square, wide], [wide, square]):
+        answer = model.ask(question(len(images)), images=map(encoded, images))
+        assert answer.ids == model.generated(question(len(images)), images=images)
+        answers.append(answer.ids)
+
+    assert model.info.vision
+    assert len(set(answers)) == 4
+    assert all(len(set(ids)) > 3 for ids in answers), "a constant answer would prove little"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_alone_equals_generate_too(family, seeing):
+    model = seeing(family)
+    turns = (Turn(role="system", content="be brief"), question(0))
+    assert model.ask(*turns).ids == model.generated(*turns)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_earlier_turns_still_show_their_images(family, seeing):
+    model = seeing(family)
+    first, second = picture(1), picture(2, **WIDE)
+    turns = (question(), Turn(role="assistant", content="a fox"), Turn(role="user", content="and this?", images=1))
+    answer = model.ask(*turns, images=map(encoded, (first, second)))
+    assert answer.ids == model.generated(*turns, images=(first, second))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cut_at_any_token_changes_nothing(family, seeing):
+    model = seeing(family)
+    images = (encoded(picture(3, **WIDE)),)
+    sampling = Sampling(do_sample=True, temperature=1.0, seed=5)
+    whole = model.ask(question(), images=images, sampling=sampling)
+    for cut in range(len(whole.ids)):
+        rest = model.ask(question(), images=images, sampling=sampling, emitted_ids=whole.ids[:cut])
+        assert (rest.index, rest.ids) == (cut, whole.ids[cut:])
+
+
+def test_what_an_image_takes_counts_for_the_context(seeing):
+    model = seeing("llava")
+    free = POSITIONS - LENGTH - len(model.ids(question())) + 1 - model.info.image_tokens
+    full, over = (Turn(role="user", content=question().content + "7" * size, images=1) for size in (free, free + 1))
+    fits, too_long = (model.ask(turn, images=[encoded(picture(1))]) for turn in (full, over))
+
+    assert fits.finish == "length"
+    assert too_long.error_code == ErrorCode.CONTEXT_TOO_LONG
+    assert too_long.error_message == "prompt and answer take up to 513 tokens; the model takes 512"
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_a_text_that_says_the_placeholder_is_refused(images, seeing):
+    """Of the two places one belongs to nobody; without any image it is a word like any other."""
+    model = seeing("idefics3")
+    turn = Turn(role="user", content="what does <image> mean?", images=max(0, images - 1))
+    answer = model.ask(turn, images=[encoded(picture(1))] * (images - 1))
+    assert answer.error_code == (ErrorCode.BAD_REQUEST if images else None)
+    assert ("2 places for 1 images; does its text say <image>" in answer.error_message) == bool(images)
+
+
+def test_a_model_whose_processor_cannot_be_loaded_is_one_for_text(tmp_path, ear, caplog):
+    ref, processor = save("llava", tmp_path / "blind")
+    config = tmp_path / "blind" / "processor_config.json"
+    config.write_text(config.read_text().replace("CLIPImageProcessor", "UnheardOfImageProcessor"))
+    model = Seeing(ref, processor, ear).load()
+    answers = [model.ask(question(0)), model.ask(question(), images=[encoded(picture(1))])]
+
+    assert (model.info.vision, model.info.image_tokens) == (False, 0)
+    assert "blind takes no images: " in caplog.text
+    assert [answer.error_code for answer in answers] == [None, ErrorCode.BAD_REQUEST]
+    assert answers[1].error_message == "this model takes no images"
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_that_claims(width, height):
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(1000)))
+
+
+def webp_that_claims(width, height):
+    canvas = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    content = b"WEBPVP8X" + struct.pack("<I", len(canvas)) + canvas
+    return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+def gif_of_frames(count):
+    frame = b"\x21\xf9\x04\x00\x00\x00\x00\x00,\x00\x00\x00\x00\x02\x00\x02\x00\x00\x02\x03\x04\x12\x05\x00"
+    screen = struct.pack("<HHBBB", 2, 2, 0x80, 0, 0) + b"\xff\x00\x00\x00\xff\x00"
+    return b"GIF89a" + screen + frame * count + b";"
+
+
+WHOLE = encoded(picture(1, width=200, height=100))
+JPEG = encoded(picture(1, width=200, height=100), "JPEG")
+
+HOSTILE = {
+    "a bomb": (ImageInput(mime="image/png", data=png_that_claims(60_000, 60_000)), "has 60000 x 60000 pixels"),
+    "a bomb in WebP": (ImageInput(mime="image/webp", data=webp_that_claims(16_000, 16_000)), ""),
+    "a PNG cut short": (ImageInput(mime="image/png", data=WHOLE.data[:5_000]), "is broken or cut short"),
+    "a JPEG cut short": (ImageInput(mime="image/jpeg", data=JPEG.data[:2_000]), "is broken or cut short"),
+    "pixels that lie": (ImageInput(mime="image/png", data=png_that_claims(100, 100)), "is broken or cut short"),
+    "another type": (ImageInput(mime="image/jpeg", data=WHOLE.data), "is not a JPEG file"),
+    "a type that is not taken": (ImageInput(mime="image/png", data=b"BM" + bytes(100)), "is not a PNG file"),
+    "no image": (ImageInput(mime="image/png", data=b"what?" * 100), "is not a PNG file"),
+    "SVG": (ImageInput(mime="image/png", data=b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "is not a PNG file"),
+    "nothing": (ImageInput(mime="image/gif", data=b""), "is not a GIF file"),
+}
+
+
+@pytest.mark.parametrize("image", HOSTILE)
+def test_a_bad_file_is_that_requests_error_and_nobody_elses(image, seeing):
+    model = seeing("llava")
+    bad, why = HOSTILE[image]
+    answer = model.ask(question(2), images=[WHOLE, bad])
+    after = model.ask(question(), images=[WHOLE])
+
+    assert answer.error_code == ErrorCode.BAD_REQUEST
+    assert answer.error_message.startswith(f"image 2 {why}"), answer.error_message
+    assert after.finish == "length"
+
+
+def read(image):
+    return read_image(image, name="it", max_pixels=10_000)
+
+
+def test_of_an_animation_the_first_frame_counts():
+    seen = read(ImageInput(mime="image/gif", data=gif_of_frames(10_000)))
+    assert (seen.mode, seen.size) == ("RGB", (2, 2))
+
+
+def test_an_image_is_turned_upright():
+    picture = Image.new("RGB", (2, 1), "red")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # Orientation: rotated by 90 degrees
+    assert read(encoded(picture, "JPEG", exif=turned)).size == (1, 2)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_white(mode):
+    clear = Image.new("RGBA", (3, 3), (9, 9, 9, 0)).convert(mode)
+    assert read(encoded(clear)).getpixel((1, 1)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_every_type_of_the_protocol_is_read(kind):
+    assert read(encoded(Image.new("RGB", (5, 4), "blue"), kind)).getpixel((2, 2))[2] > 200
+
+
+def test_the_bound_on_pixels_is_exact():
+    read(encoded(Image.new("L", (100, 100))))
+    with pytest.raises(BadRequestError, match=r"^it has 101 x 100 pixels; at most 10000 are taken$"):
+        read(encoded(Image.new("L", (101, 100))))
+
+
+def test_as_many_images_as_a_prompt_may_hold_are_served(seeing):
+    model = seeing("llava")
+    images = [picture(seed) for seed in range(MAX_IMAGES)]
+    assert model.ask(question(16), images=map(encoded, images)).ids == model.generated(question(16), images=images)
