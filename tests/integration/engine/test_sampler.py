@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from llmws.engine.draw import Parameters, gumbel, kept, leading, mix64
+from llmws.engine.draw import Parameters, draw, gumbel, kept, leading, mix64
 from llmws.engine.sampler import BatchSampler
 from llmws.errors import BadRequestError, ModelInvalidError
 from llmws.protocol.messages import Sampling
@@ -35,22 +36,17 @@ def free(**fields):
     return Sampling(**({"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 1} | fields))
 
 
-def signed(value):
-    return value - 2**64 if value >= 2**63 else value
+def parameters(*, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seeds=(0,), positions=(0,)):
+    """Of rows that differ in what the noise depends on."""
+    rows = [(temperature, top_p, min_p)] * len(seeds)
+    temperatures, top_ps, min_ps = torch.tensor(rows, dtype=torch.float64).T
+    return Parameters(
+        temperatures, torch.tensor([top_k] * len(seeds)), top_ps, min_ps, torch.tensor(seeds), torch.tensor(positions)
+    )
 
 
 def noise_of(ids, *, seed, position):
-    return gumbel(torch.tensor([ids]), parameters(seed=seed, position=position))[0].tolist()
-
-
-def parameters(*, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position=0):
-    """Of one row."""
-    return Parameters(
-        *(torch.tensor([value]) for value in (temperature, top_k)),
-        *(torch.tensor([v]).double() for v in (top_p, min_p)),
-        torch.tensor([seed]),
-        torch.tensor([position]),
-    )
+    return gumbel(torch.tensor([ids]), parameters(seeds=[seed], positions=[position]))[0].tolist()
 
 
 # --- the noise -------------------------------------------------------------------------------------------------------
@@ -58,14 +54,12 @@ def parameters(*, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, positi
 
 def test_the_hash_is_that_of_splitmix64():
     """Source: the reference implementation seeded with 1234567, first outputs."""
-    gamma = 0x9E3779B97F4A7C15
-    states = torch.tensor([1234567 + signed(gamma * n % 2**64) for n in (1, 2, 3)])
+    gamma = 0x9E3779B97F4A7C15 - 2**64
+    states = 1234567 + gamma * torch.tensor([1, 2, 3])
 
-    assert [output % 2**64 for output in mix64(states).tolist()] == [
-        6457827717110365317,
-        3203168211198807973,
-        9817491932198370423,
-    ]
+    outputs = [output % 2**64 for output in mix64(states).tolist()]
+
+    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_the_noise_is_the_same_on_every_machine():
@@ -106,38 +100,39 @@ def chi_square(counts, probabilities):
     return sum((c - total * p) ** 2 / (total * p) for c, p in zip(counts, probabilities, strict=True) if p > 0)
 
 
+@pytest.mark.parametrize("candidates", [None, 8], ids=["all", "leading"])
 @pytest.mark.parametrize(
     ("varying", "temperature"), [("seed", 1.0), ("position", 1.0), ("seed", 0.5), ("position", 1.7)]
 )
-def test_draws_follow_the_softmax(varying, temperature):
+def test_draws_follow_the_softmax(varying, temperature, candidates):
     """Over seeds at one position, and over positions of one seed: 4,000 draws, 7 degrees of freedom."""
     logits = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5])
-    counts = [0] * 8
-    at_each_position = One(free(temperature=temperature, seed=5), vocabulary=8)
-    for i in range(4000):
-        if varying == "position":
-            counts[at_each_position.choose(logits).id] += 1
-        else:
-            counts[drawn(free(temperature=temperature, seed=i), logits)] += 1
+    numbers, fives = list(range(4000)), [5] * 4000
+    seeds, positions = (numbers, fives) if varying == "seed" else (fives, numbers)
+
+    ids = draw(
+        logits.expand(4000, -1),
+        parameters(temperature=temperature, seeds=seeds, positions=positions),
+        candidates=candidates,
+    )
 
     # The 99.9th percentile of chi-square with 7 degrees of freedom.
-    assert chi_square(counts, torch.softmax(logits / temperature, dim=0).tolist()) < 24.32
+    assert chi_square(ids.bincount().tolist(), torch.softmax(logits / temperature, dim=0).tolist()) < 24.32
 
 
-def test_neighbouring_seeds_and_positions_are_independent():
+@pytest.mark.parametrize(("seed_step", "position_step"), [(0, 1), (1, 0)])
+def test_neighbouring_seeds_and_positions_are_independent(seed_step, position_step):
     """Pairs of draws at (seed, t) and (seed, t + 1), and at (seed, t) and (seed + 1, t): 15 degrees of freedom each."""
+    seeds = [seed for seed in range(40) for _ in range(80)]
+    positions = [position for _ in range(40) for position in range(80)]
 
-    def likeliest_of_four(seed, position):
-        noise = noise_of(range(4), seed=seed, position=position)
-        return noise.index(max(noise))
+    ones = gumbel(torch.arange(4)[None], parameters(seeds=seeds, positions=positions)).argmax(1)
+    others = gumbel(
+        torch.arange(4)[None],
+        parameters(seeds=[s + seed_step for s in seeds], positions=[t + position_step for t in positions]),
+    ).argmax(1)
 
-    for step in ((0, 1), (1, 0)):
-        counts = [0] * 16
-        for i in range(3200):
-            seed, position = divmod(i, 80)
-            one, other = likeliest_of_four(seed, position), likeliest_of_four(seed + step[0], position + step[1])
-            counts[4 * one + other] += 1
-        assert chi_square(counts, [1 / 16] * 16) < 37.70
+    assert chi_square((4 * ones + others).bincount().tolist(), [1 / 16] * 16) < 37.70
 
 
 # --- the filters -----------------------------------------------------------------------------------------------------
@@ -146,11 +141,11 @@ LOGITS = [0.1, 3.0, 2.9, 2.0, 1.0, -1.0, -2.0, 0.0]
 
 
 def reachable(sampling, logits=LOGITS, draws=300):
-    return {drawn(Sampling(**(fields_of(sampling) | {"seed": seed})), logits) for seed in range(draws)}
-
-
-def fields_of(sampling):
-    return {name: getattr(sampling, name) for name in sampling.__struct_fields__}
+    batch = BatchSampler(len(logits), CPU)
+    keys = [str(seed) for seed in range(draws)]
+    for key in keys:
+        batch.add(key, replace(sampling, seed=int(key)), prompt_ids=(), emitted_ids=())
+    return {token.id for token in batch.choose(keys, torch.tensor(logits).expand(draws, -1))}
 
 
 def test_top_k_leaves_the_k_best():
@@ -237,6 +232,15 @@ def test_frequency_and_presence_count_the_completion_only():
     assert drawn(Sampling(**GREEDY, frequency_penalty=0.04), [3.0, 2.9], emitted=[0] * 3) == 1
 
 
+def test_bias_comes_before_the_penalties_and_what_the_prompt_holds_is_penalised_once():
+    """(1 + 3) / 2 and not 1 / 2 + 3, nor (1 + 3) / 2 / 2 once the token was chosen."""
+    request = One(Sampling(**GREEDY, repetition_penalty=2.0, logit_bias={"0": 3.0}), prompt=[0], vocabulary=2)
+
+    assert request.choose([1.0, 2.1]).id == 1
+    assert request.choose([1.0, 3.9]).id == 0
+    assert request.choose([1.0, 3.9]).id == 0
+
+
 def test_the_logits_that_came_in_stay_as_they_are():
     logits = torch.tensor(LOGITS)
     penalised = Sampling(**GREEDY, repetition_penalty=1.5, presence_penalty=1.0, logit_bias={"1": 1.0})
@@ -248,6 +252,7 @@ def test_the_logits_that_came_in_stay_as_they_are():
 # --- continuing ------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=30)
 @given(cut=st.integers(0, 20), seed=st.integers(0, 1000))
 def test_a_sampler_that_starts_from_emitted_ids_goes_on_alike(cut, seed):
     """Penalties included: all state is a function of the ids.
