@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench bench-engine clean
+.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench bench-engine bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ bench: setup ## measure, and write the figures to bench/results
 
 bench-engine: $(VENV)/bench.stamp ## measure the engine beside others that serve the same model (LLAMA_PYTHON=… for llama.cpp)
 	@$(BIN)/python -m bench.engines $(if $(LLAMA_PYTHON),--llama-python $(LLAMA_PYTHON))
+
+bench-gpu: setup ## measure the engine on a GPU, against its memory's bandwidth and transformers
+	@$(BIN)/python -m bench.gpu
 
 clean: ## remove what was made, but neither state nor models
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -43,7 +43,7 @@ class FastRunner:
         layout: of its pages.
         workspace_bytes: that a step needs beside weights and pages.
         held_bytes: of the weights.
-        recorder: of decode steps; by default of CUDA graphs on CUDA.
+        recorder: of decode steps; by default of CUDA graphs on CUDA. Another one counts from the next `open_pool` on.
     """
 
     def __init__(
@@ -75,8 +75,13 @@ class FastRunner:
         self._untold: set[str] = set()  # streams whose first token did not come yet
         self._pool: Pool | None = None
         self._scheduler: Scheduler | None = None
-        self._recorder = recorder
+        self.recorder = recorder
         self._graphs: DecodeGraphs | None = None
+
+    @property
+    def preemptions(self) -> int:
+        """How often a stream gave its pages to an older one, since the pool was opened."""
+        return self._scheduler.preemptions if self._scheduler is not None else 0
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Runner.decode`."""
@@ -94,7 +99,7 @@ class FastRunner:
                 pages=pages,
                 dtype=self._network.dtype,
                 device=self._network.device,
-                has_decode_kernel=None if self._recorder is None else True,
+                has_decode_kernel=None if self.recorder is None else True,
             )
             self._graphs = self._decode_graphs(pool) if pool.has_decode_kernel else None
         self._pool = pool
@@ -193,7 +198,7 @@ class FastRunner:
         """Ready for the largest batch."""
         graphs = DecodeGraphs(
             functools.partial(decode, self._network, pool),
-            recorder=self._recorder or CudaGraphs(pool.device),
+            recorder=self.recorder or CudaGraphs(pool.device),
             max_streams=self.info.max_running,
             max_pages=-(-self.info.max_context // self._layout.page_tokens),
             groups=len(self._layout.windows),

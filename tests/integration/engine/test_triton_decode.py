@@ -13,42 +13,13 @@ import torch
 from msgspec.structs import replace
 
 from tests.support.kernel_runner import answers
-from tests.support.paged_cases import Case, begin_interpreter, expected, interpret, make
+from tests.support.paged_cases import CASES, LONG, begin_interpreter, expected, interpret, make
 
 pytestmark = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="Triton comes for Linux on x86-64 only"
 )
 
 TIMEOUT_S = 60
-EDGES = Case(name="at the edges of pages and tiles", lengths=(1, 15, 16, 17, 33))
-LONG = Case(name="long beside short", lengths=(150, 3), group=4)
-CASES = [
-    EDGES,
-    LONG,
-    Case(name="padding", lengths=(0, 20, 0)),
-    Case(name="no stream at all", lengths=(0, 0)),
-    Case(name="GQA of 7", lengths=(40,), group=7),
-    Case(name="GQA of 8", lengths=(40,), group=8),
-    Case(name="more query heads than a block has rows", lengths=(40,), group=17, kv_heads=1),
-    Case(name="heads of 64", lengths=(40,), key_dim=64, value_dim=64, group=4),
-    Case(name="heads of 80", lengths=(40,), key_dim=80, value_dim=80),
-    Case(name="heads of 128", lengths=(40,), key_dim=128, value_dim=128),
-    Case(name="values narrower than keys", lengths=(40,), key_dim=24, value_dim=8),
-    Case(name="values wider than keys", lengths=(40,), key_dim=16, value_dim=40),
-    Case(name="more splits than tiles", lengths=(70, 5), splits=16),
-    Case(name="one split", lengths=(70,), splits=1),
-    Case(name="a number of splits that is no power of two, all used", lengths=(330,), splits=5),
-    Case(name="tiles of several pages", lengths=(70, 33), tile_tokens=32),
-    Case(name="tiles of a part of a page", lengths=(70, 33), page_tokens=32),
-    Case(name="window", lengths=(150, 20, 21, 3), window=20, splits=2),
-    Case(name="window of one", lengths=(33, 32, 1), window=1),
-    Case(name="a window that takes many splits", lengths=(330,), window=200, splits=3),
-    Case(name="softcap", lengths=(60,), softcap=1.5),
-    Case(name="sinks", lengths=(60, 1, 0), sinks=1.0, group=4),
-    Case(name="sinks far above all scores", lengths=(60,), sinks=200.0, group=4),
-    Case(name="everything at once", lengths=(100, 0, 31), group=4, window=40, softcap=2.0, sinks=1.0, tile_tokens=32),
-    Case(name="half precision", lengths=(100, 17), group=4, sinks=1.0, dtype="float16"),
-]
 
 
 @pytest.fixture(scope="module")
