@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, cast
 
-from llmws.engine_api import Chunk, EngineEvent
+from llmws.engine.scripted import model_info
+from llmws.engine_api import Chunk, EngineEvent, ModelInfo, ModelRef
 from llmws.errors import ConfigError
 from llmws.protocol import messages as m
 from llmws.runtime.backlog import MAX_BYTES
@@ -13,6 +14,7 @@ from llmws.runtime.driver import Driver
 from llmws.session import events as e
 from llmws.session.hub import Hub
 from llmws.store_api import Append, Close, Failed, Flushed, Record, SessionMeta, StoreEvent, StoreOp
+from tests.support.stages import GUIDE, OTHER
 
 BIG = Append(
     session_id="s",
@@ -213,3 +215,63 @@ async def test_a_device_that_does_not_answer_is_not_asked_again_until_it_does():
     await asyncio.to_thread(driver._inspector.shutdown)
     assert part.readings == 1
     driver.stop()
+
+
+class AskingHub:
+    """Has a default that made room for another model; it asks what it is sent, and keeps the answers."""
+
+    default = model_info(GUIDE)
+    resident = frozenset({OTHER.name})
+    available = (GUIDE, OTHER)
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[m.Message] = asyncio.Queue()
+
+    def handle(self, *events: object) -> list[e.Inspect]:
+        for event in events:
+            if isinstance(event, e.Answer):
+                self.answers.put_nowait(event.message)
+        return [e.Inspect(event.connection, event.message) for event in events if isinstance(event, e.Receive)]
+
+
+class Seen(Recorder):
+    """A machine with two models, whose probe tells what it was told."""
+
+    def scan(self) -> list[ModelRef]:
+        return [GUIDE, OTHER]
+
+    def load_state(self) -> m.EngineResources:
+        return m.EngineResources(running=0, queued=0, tokens_per_s=0.0)
+
+    def resources(self, loaded: ModelInfo, models: list[m.ModelEntry], load: m.EngineResources) -> m.Resources:
+        return m.Resources(
+            cuda=None,
+            model=m.ModelSummary(name=loaded.ref.name, path=loaded.ref.path, vision=loaded.vision),
+            available_models=models,
+            engine=load,
+            host=m.HostResources(cpu=1, ram_gb=1.0),
+        )
+
+
+async def test_lists_say_which_models_are_in_memory_and_resources_which_is_the_default() -> None:
+    hub, part = AskingHub(), cast("Any", Seen())
+    driver = Driver(
+        cast("Hub", hub),
+        engine=part,
+        store=part,
+        prompts=part,
+        models=part,
+        probe=part,
+        remember_model=lambda _name: None,
+        save_uptime=lambda _uptime_s: None,
+    )
+    entries = [GUIDE.to_entry(loaded=False), OTHER.to_entry(loaded=True)]
+    async with asyncio.timeout(5):
+        driver.receive(1, m.ListModels())
+        assert await hub.answers.get() == m.ModelsList(models=entries)
+        driver.receive(1, m.GetResources())
+        resources = await hub.answers.get()
+    assert isinstance(resources, m.Resources)
+    assert (resources.model.name, resources.available_models) == (GUIDE.name, entries)
+    assert driver.ready
+    driver._inspector.shutdown()

@@ -418,6 +418,7 @@ async def test_a_model_that_is_needed_is_not_deleted(is_resident):
     stage = ModelStage()
     stage.is_engine_stuck = not is_resident
     await asked(stage, "other")
+    await finish(stage)
     admin, _ = await welcomed(stage)
     for name in (GUIDE.name, "other", "third"):
         await admin.send({"type": "delete_model", "model_name": name})
