@@ -91,11 +91,11 @@ class Sampling(Value, frozen=True, kw_only=True):
 
 
 class Image(Value, frozen=True, kw_only=True):
-    """An inline image; neither URLs nor server paths are taken.
+    """An inline image; neither URLs nor server paths are taken. Of an animation the first frame is shown.
 
     Attributes:
         data: base64 in its canonical form.
-        mime: what the bytes are.
+        mime: what the bytes are; a file of another type is refused.
     """
 
     data: str
@@ -108,7 +108,8 @@ class Prompt(Value, frozen=True, kw_only=True):
     Attributes:
         user: the user's text.
         system: replaces the conversation's system message; empty: there is none from now on; absent: as before.
-        images: not taken by any model of this version.
+        images: shown to the model before the text, and again with it in later turns; `capabilities.vision` says whether
+            they are taken.
     """
 
     user: str = ""

@@ -161,6 +161,7 @@ NONSENSE = {
     "more turns dropped than there were": (
         "line.send(encode(Answer(PromptReady(key=take().key, ids=(1,), dropped_turns=2))))"
     ),
+    "images that no turn has": "line.send(encode(Answer(PromptReady(key=take().key, ids=(1,), images=1))))",
     "a message without end": (
         'line.send(encode(Answer(PromptFailed(key=take().key, code=ErrorCode.MODEL_FAILED, message="x" * 9000))))'
     ),

@@ -108,9 +108,23 @@ def test_odd_entries_of_a_configuration_are_passed_over(folder: Path) -> None:
     assert model.tokenizer.decode(tokenize(HI, model)) == "hi"
 
 
+@pytest.mark.parametrize(("template", "text"), [("[{}]", "<s>[hi]"), ("{{{{ bos_token }}}}[{}]", "<s>[hi]")])
+def test_of_a_model_with_a_processor_a_prompt_begins_as_its_processor_has_it(
+    tmp_path: Path, template: str, text: str
+) -> None:
+    """With one BOS, whether the template writes it or not; older folders have the template in a file of their own."""
+    folders.write_model(tmp_path, folders.byte_level("<s>", bos="<s>"), tokenizer_config={"bos_token": "<s>"})
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    source = template.format("{{ messages[0].content }}")
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": source}))
+    model = model_text.load(tmp_path)
+    assert model.tokenizer.decode(tokenize(HI, model), skip_special_tokens=False) == text
+
+
 def test_the_fingerprint_changes_with_every_file_that_is_read(folder: Path) -> None:
     seen = [model_text.fingerprint(folder)]
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"):
+    more = ("chat_template.json", "preprocessor_config.json", "processor_config.json")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json", *more):
         path = folder / name
         path.write_text(path.read_text() + " " if path.exists() else "{}")
         seen.append(model_text.fingerprint(folder))

@@ -43,6 +43,30 @@ def test_a_template_sees_messages_special_tokens_and_the_time() -> None:
     assert render(source) == "<s>user|hello|2026-03-01 12:30"
 
 
+SHOWN = [Turn(role="user", content="hello"), Turn(role="user", content="and this?", images=2)]
+
+
+def test_a_turn_with_images_is_shown_in_parts() -> None:
+    source = "{% for each in messages %}{{ each.content | tojson }}{% endfor %}"
+    parts = '[{"type": "image"}, {"type": "image"}, {"type": "text", "text": "and this?"}]'
+    assert compiled(source).render(SHOWN) == '"hello"' + parts
+
+
+def test_a_template_that_knows_parts_only_gets_them_for_every_turn() -> None:
+    """Of a model with a processor; a template of any other model may leave a text out on purpose."""
+    source = (
+        "{% for m in messages %}{% for part in m.content %}<{{ part.type }}:{{ part.text }}>{% endfor %}{% endfor %}"
+    )
+    with_processor = ChatTemplate(source, {}, has_processor=True)
+    assert with_processor.render(SHOWN) == "<text:hello><image:><image:><text:and this?>"
+    assert ChatTemplate(source, {}).render(HELLO) == "<:>" * len("hello")
+
+
+def test_a_template_that_fails_on_what_it_is_tried_with_says_so_when_it_is_used() -> None:
+    with pytest.raises(PromptError, match=r"refuses this conversation: never$"):
+        ChatTemplate("{{ raise_exception('never') }}", {}, has_processor=True).render(HELLO)
+
+
 def test_a_template_that_refuses_is_quoted_without_control_characters() -> None:
     source = "{{ raise_exception('no \\x1b[31msystem\\x1b[0m role,\\r\\nsorry ' + 'x' * 1000) }}"
     code, message = failure(source)

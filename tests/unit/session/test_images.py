@@ -1,0 +1,176 @@
+"""Images of a question: shown again in every later turn and after a kill, and never to a model that is blind."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import msgspec
+import pytest
+
+from llmws.engine.scripted import model_info
+from llmws.engine_api import ImageInput, ModelLoaded, PromptJob, PromptReady
+from llmws.protocol import messages as m
+from llmws.session import events as e
+from llmws.session.conversation import MAX_CHARS, Conversation
+from llmws.session.records import MessageBody, encode_body
+from llmws.store_api import Record
+from tests.support.stages import GUIDE, MAX_CONTEXT, OTHER, HubStage
+from tests.support.stories import ASK, finish, history, received, types, welcomed
+
+
+class SeeingStage(HubStage):
+    """A stage whose guide takes images, six tokens each; notes what the prompts and the engine were given.
+
+    `room` is how many images the context has room for: of more, the oldest turns are left out.
+    """
+
+    room = 9
+
+    def start(self) -> None:
+        self.jobs: list[PromptJob] = []
+        self.shown: list[tuple[bytes, ...]] = []
+        self.answer_lengths: list[int] = []
+        super().start()
+        self.post(ModelLoaded(info=msgspec.structs.replace(INFO, vision=True, image_tokens=6)))
+
+    def execute(self, command: e.HubCommand) -> None:
+        if isinstance(command, PromptJob):
+            self.jobs.append(command)
+            counts = [turn.images for turn in command.turns]
+            dropped = next(each for each in range(len(counts)) if sum(counts[each:]) <= self.room)
+            images = sum(counts[dropped:])
+            ids = (7,) * (images + 1)
+            self.inbox.append(PromptReady(key=command.key, ids=ids, images=images, dropped_turns=dropped))
+            return
+        if isinstance(command, e.Submit):
+            self.shown.append(tuple(each.data for each in command.request.images))
+            self.answer_lengths.append(command.request.max_new_tokens)
+        super().execute(command)
+
+
+UUID = "00000000-0000-4000-8000-000000000001"
+INFO = model_info(GUIDE, max_context=MAX_CONTEXT)
+
+
+def prompt(text: str, *images: str) -> dict[str, Any]:
+    """A prompt with images of these contents."""
+    encoded = [{"data": base64.b64encode(each.encode()).decode(), "mime": "image/png"} for each in images]
+    return {"user": text, "images": encoded}
+
+
+async def ask(stage: HubStage, user, request_id: str, **body: Any) -> None:
+    await user.send({"type": "inference", "request_id": request_id, **body})
+    await finish(stage)
+    assert (await types(user))[-1] == "done"
+
+
+async def test_an_image_is_shown_with_its_question_and_in_every_turn_after_it():
+    stage = SeeingStage()
+    user, _ = await welcomed(stage)
+    await ask(stage, user, "a", prompt=prompt("what is it?", "cat", "dog"))
+    await ask(stage, user, "b", prompt="are you sure?")
+    await ask(stage, user, "c", prompt=prompt("", "cow"))
+    await ask(stage, user, "d", prompt="fresh", parent_id="")
+
+    assert stage.shown == [(b"cat", b"dog"), (b"cat", b"dog"), (b"cat", b"dog", b"cow"), ()]
+    assert [turn.images for turn in stage.jobs[2].turns] == [2, 0, 0, 0, 1]
+
+
+async def test_the_engine_gets_a_file_as_it_was_sent():
+    stage = SeeingStage()
+    user, _ = await welcomed(stage)
+    requests = []
+    stage.engine.submit = requests.append
+    await user.send({**ASK, "prompt": prompt("what is it?", "cat")})
+    assert requests[0].images == (ImageInput(mime="image/png", data=b"cat"),)
+
+
+async def test_a_question_answered_again_shows_its_images_again():
+    stage = SeeingStage()
+    user, _ = await welcomed(stage)
+    await ask(stage, user, "a", prompt=prompt("what is it?", "cat"))
+    await ask(stage, user, "b", prompt=prompt("and this?", "dog"))
+    question = (await history(user))[2]
+    await ask(stage, user, "c", parent_id=question["id"])
+    assert stage.shown[2] == (b"cat", b"dog")
+
+
+async def test_of_a_conversation_with_too_many_images_the_newest_are_shown():
+    stage = SeeingStage()
+    stage.room = 2
+    user, _ = await welcomed(stage)
+    await ask(stage, user, "a", prompt=prompt("one", "cat"))
+    await ask(stage, user, "b", prompt=prompt("two", "dog"))
+    await ask(stage, user, "c", prompt=prompt("three", "cow"))
+    assert stage.shown == [(b"cat",), (b"cat", b"dog"), (b"dog", b"cow")]
+
+
+async def test_the_answer_leaves_room_for_what_images_take():
+    """Of the context's tokens: 64 less 1 of the text, less 6 for each image."""
+    stage = SeeingStage()
+    user, _ = await welcomed(stage)
+    await ask(stage, user, "a", prompt=prompt("what is it?", "cat", "dog"))
+    assert stage.answer_lengths == [MAX_CONTEXT - 1 - 2 * 6]
+    assert stage.jobs[0].image_tokens == 6
+
+
+@pytest.mark.parametrize("is_first_turn", [True, False])
+async def test_after_a_kill_the_answer_goes_on_with_the_same_images(is_first_turn):
+    stage = SeeingStage()
+    user, welcome = await welcomed(stage)
+    if not is_first_turn:
+        await ask(stage, user, "a", prompt=prompt("one", "cat"))
+    await user.send({"type": "inference", "request_id": "b", "prompt": prompt("two", "dog")})
+    await stage.step()
+    before = stage.shown[-1]
+    await stage.restart()
+
+    assert stage.shown == [before]
+    assert before == ((b"dog",) if is_first_turn else (b"cat", b"dog"))
+    user, _ = await welcomed(stage, session_id=welcome["session_id"])
+    await finish(stage)
+    await ask(stage, user, "c", prompt="three")
+    assert stage.shown[-1] == before
+
+
+async def test_a_model_that_takes_no_images_refuses_them_at_once():
+    stage = HubStage()
+    user, _ = await welcomed(stage)
+    await user.send({**ASK, "prompt": prompt("what is it?", "cat")})
+    error = await user.receive()
+    assert (error["code"], error["field"]) == ("bad_request", "prompt.images")
+    assert error["message"] == "this model takes no images"
+    assert "seq" not in error
+
+
+async def test_of_a_model_that_was_not_loaded_it_is_seen_when_the_turn_comes():
+    stage = SeeingStage(models=(GUIDE, OTHER))
+    user, _ = await welcomed(stage)
+    await user.send({**ASK, "model": "other", "prompt": prompt("what is it?", "cat")})
+    await finish(stage)
+    end = received(user)[-1]
+    assert (end["type"], end["code"], end["message"]) == ("error", "bad_request", "this model takes no images")
+    assert stage.jobs == []
+
+
+async def test_a_conversation_with_images_is_not_for_a_model_that_takes_none():
+    stage = SeeingStage(models=(GUIDE, OTHER))
+    user, _ = await welcomed(stage)
+    await ask(stage, user, "a", prompt=prompt("what is it?", "cat"))
+    await user.send({"type": "inference", "request_id": "b", "model": "other", "prompt": "and now?"})
+    await finish(stage)
+    end = received(user)[-1]
+    assert (end["type"], end["code"], end["message"]) == ("error", "bad_request", "this model takes no images")
+    await ask(stage, user, "c", prompt="and now?")
+    assert stage.shown[-1] == (b"cat",)
+
+
+@pytest.mark.parametrize(("data_chars", "is_full"), [(MAX_CHARS - 3, False), (MAX_CHARS - 2, True)])
+def test_images_count_for_what_a_conversation_may_hold(data_chars, is_full):
+    image = m.Image(data="A" * data_chars, mime="image/png")
+    body = MessageBody(
+        id="1", parent_id=None, role="user", content="hi?", request_id="a", created_s=0.0, images=(image,)
+    )
+    kept = Record(kind="message", value=encode_body(body), n=1)
+    assert Conversation(UUID, records=[kept]).is_full == is_full
