@@ -174,8 +174,8 @@ def gumbel(ids: Tensor, parameters: Parameters) -> Tensor:
 
 def mix64(values: Tensor) -> Tensor:
     """The mixer of SplitMix64 on int64, whose products wrap around as unsigned ones do."""
-    values = (values ^ _shift(values, 30)) * _signed(_MIX_1)
-    values = (values ^ _shift(values, 27)) * _signed(_MIX_2)
+    values = (values ^ _shift(values, 30)).mul_(_signed(_MIX_1))
+    values = (values ^ _shift(values, 27)).mul_(_signed(_MIX_2))
     return values ^ _shift(values, 31)
 
 
@@ -254,7 +254,7 @@ def _ordered(bits: Tensor) -> Tensor:
 
 def _shift(values: Tensor, bits: int) -> Tensor:
     """Logical right shift; torch shifts int64 arithmetically."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
+    return (values >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _signed(value: int) -> int:

@@ -106,6 +106,8 @@ class BatchSampler:
             for each key its token, or `ModelInvalidError` where a row has a NaN or nothing finite at the top; of that
             nothing is remembered.
         """
+        if not keys:
+            return []
         requests = [self._requests[key] for key in keys]
         ids = self._chosen(requests, logits)
         logprobs = _logprobs(requests, logits, ids)
@@ -125,10 +127,10 @@ class BatchSampler:
             groups.setdefault((self._work(request.sampling), bool(request.penalties)), []).append(row)
         parts = []
         for (work, is_penalised), rows in groups.items():
-            part = logits if len(rows) == len(requests) else logits[rows]
             members = [requests[row] for row in rows]
+            part = logits if len(rows) == len(requests) else _rows(logits, rows)
             if is_penalised:
-                part = part.to(torch.float32, copy=True)
+                part = part.to(torch.float32, copy=part is logits)
                 penalise_(part, [member.penalties for member in members])
             parts.append(_draw(work, part, members, candidates=self._candidates or CPU_CANDIDATES))
         order = itertools.chain.from_iterable(groups.values())
@@ -169,12 +171,18 @@ def _logprobs(requests: Sequence[_Request], logits: Tensor, ids: Sequence[int]) 
     rows = [row for row in wanted if ids[row] != UNUSABLE]
     if not rows:
         return {}
-    logprobs = torch.log_softmax(logits[rows].float(), dim=1).clamp_(min=_MIN_LOGPROB)
+    own = logits if len(rows) == len(requests) else _rows(logits, rows)
+    logprobs = torch.log_softmax(own, dim=1, dtype=torch.float32)
     chosen = torch.tensor([[ids[row]] for row in rows]).to(logits.device)
     values, top_ids = leading(logprobs, max(wanted[row] for row in rows))
-    table = torch.cat([logprobs.gather(1, chosen), values], dim=1).tolist()
+    table = torch.cat([logprobs.gather(1, chosen), values], dim=1).clamp_(min=_MIN_LOGPROB).tolist()
     found = {}
-    for row, (own, *others), names in zip(rows, table, top_ids.tolist(), strict=True):
+    for row, (logprob, *others), names in zip(rows, table, top_ids.tolist(), strict=True):
         top = [TopLogprob(id=i, logprob=v) for i, v in zip(names, others, strict=True)]
-        found[row] = TokenLogprob(id=ids[row], logprob=own, top=top[: wanted[row]])
+        found[row] = TokenLogprob(id=ids[row], logprob=logprob, top=top[: wanted[row]])
     return found
+
+
+def _rows(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    """A copy of some rows; index_select copies each at once, where indexing goes number by number."""
+    return logits.index_select(0, torch.tensor(rows).to(logits.device))
