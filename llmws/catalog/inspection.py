@@ -67,7 +67,7 @@ def examine(folder: Path) -> int:
         OSError: something in it cannot be read.
     """
     size_bytes = sum(_sizes(folder))
-    _check_config(folder / "config.json")
+    check_config(folder / "config.json")
     if (folder / "adapter_config.json").exists():
         raise ModelInvalidError("it is an adapter for another model (adapter_config.json); merge the two first")
     shards = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors" and path.is_file()]
@@ -112,7 +112,13 @@ def _read(path: Path, limit_bytes: int) -> bytes:
     return path.read_bytes()
 
 
-def _check_config(path: Path) -> None:
+def check_config(path: Path) -> None:
+    """Checks a `config.json`.
+
+    Raises:
+        ModelInvalidError: it is none, or it makes transformers fetch or run something.
+        OSError: it cannot be read.
+    """
     content = _read(path, MAX_CONFIG_BYTES)
     try:
         config = msgspec.json.decode(content)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmws import __version__
-from llmws.cli import keys
+from llmws.cli import keys, models
 
 if TYPE_CHECKING:
     from llmws.config import Config
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("id", help="as `llmws token list` shows it")
     revoke.set_defaults(run=_revoke_token)
     keys.add_commands(commands, _add_config, _configuration)
+    models.add_commands(commands, _add_config, _configuration)
     return parser
 
 

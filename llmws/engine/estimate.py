@@ -1,6 +1,7 @@
 """What a model would take and be served by, told from its files alone: no weight is read.
 
-Owns the guess that a load makes good or corrects. Knows no devices. Invariant: where it errs, a load takes less.
+Owns the guess that a load makes good or corrects. Knows no devices. Invariant: of a model whose layers it knows, a load
+takes no more, but for a few buffers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from llmws.errors import ModelInvalidError
 MAX_RUNNING = {"cpu": 32, "cuda": 256}
 """Streams of the fast tier at once, at most, unless the operator sets a number."""
 
+FALLBACK_RUNNING = 4
+"""Streams of the fallback tier at once unless the operator sets a number: they are stepped one after another, so each
+one more slows all."""
+
 _MIN_RUNNING = 4
 _LOGITS_SHARE = 20
 """The logits of all streams take one part of the memory for streams in so many at most."""
@@ -42,6 +47,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         weights_bytes: in memory.
         config: of the text part.
         positions: that the model knows, None for any number.
+        writes_scores: whether its attention writes out every score.
     """
 
     model_type: str
@@ -50,6 +56,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int
     config: memory.Config
     positions: int | None
+    writes_scores: bool
 
 
 def estimate(folder: Path, *, dtype: torch.dtype, device: torch.device, tier: str = "auto") -> Estimate:
@@ -83,6 +90,7 @@ def estimate(folder: Path, *, dtype: torch.dtype, device: torch.device, tier: st
         weights_bytes=held,
         config=text,
         positions=memory.positions(text),
+        writes_scores=writes_scores(model_class),
     )
 
 
@@ -103,9 +111,16 @@ def growth(
     """
     if found.tier == "fast":
         running = max_running or most_running(found.config, device=device, budget_bytes=budget_bytes)
-        return paged_footprint(found.config, dtype=dtype, device=device, max_running=running)
+        return paged_footprint(
+            found.config, dtype=dtype, device=device, max_running=running, writes_scores=found.writes_scores
+        )
     chunk = PREFILL_TOKENS[device.type]
-    return memory.footprint(found.config, dtype_bytes=dtype.itemsize, chunk=chunk)
+    return memory.footprint(found.config, dtype_bytes=dtype.itemsize, chunk=chunk, eager=found.writes_scores)
+
+
+def writes_scores(model_class: type) -> bool:
+    """Whether a model's attention is one that no fused kernel knows, such as one with sinks."""
+    return not getattr(model_class, "_supports_sdpa", False)
 
 
 def most_running(config: memory.Config, *, device: torch.device, budget_bytes: int) -> int:
@@ -120,7 +135,7 @@ def paged_footprint(
     dtype: torch.dtype,
     device: torch.device,
     max_running: int,
-    writes_scores: bool = False,
+    writes_scores: bool,
     token_values: int = 0,
 ) -> PagedFootprint:
     """The footprint of a model on the fast tier.
@@ -130,7 +145,7 @@ def paged_footprint(
         dtype: of the model.
         device: where it is.
         max_running: streams at once.
-        writes_scores: whether its attention has sinks; those with a cap are known.
+        writes_scores: see the function of that name; caps on scores are known from the configuration.
         token_values: numbers a token that a forward was seen to take.
 
     Raises:

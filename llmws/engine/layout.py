@@ -69,10 +69,14 @@ class PagedFootprint(msgspec.Struct, frozen=True):
     forward: Footprint
     rows: int
 
+    def stream_bytes(self, context: int) -> int:
+        """Bytes of the pages of a stream of that many tokens."""
+        pages = self.layout.pages(context, step_tokens=self.forward.chunk)
+        return pages * self.layout.page_bytes(self.forward.dtype_bytes)
+
     def cache_bytes(self, context: int) -> int:
         """Bytes of the smallest pool that holds a stream of that many tokens, the null page included."""
-        pages = self.layout.pages(context, step_tokens=self.forward.chunk) + 1
-        return pages * self.layout.page_bytes(self.forward.dtype_bytes)
+        return self.stream_bytes(context) + self.layout.page_bytes(self.forward.dtype_bytes)
 
     def workspace_bytes(self, context: int) -> int:
         """Bytes that one step needs beside weights and pages.

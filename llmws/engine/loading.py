@@ -16,7 +16,16 @@ from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine import memory
 from llmws.engine.devices import anonymous_bytes, chosen, device_memory, memory_for_models, placement, target
 from llmws.engine.digest import model_digest, tokenizer_digest
-from llmws.engine.estimate import FORCED, IMAGES, estimate, growth, most_running, paged_footprint
+from llmws.engine.estimate import (
+    FALLBACK_RUNNING,
+    FORCED,
+    IMAGES,
+    estimate,
+    growth,
+    most_running,
+    paged_footprint,
+    writes_scores,
+)
 from llmws.engine.fallback import FallbackRunner, check_sight, find_increments
 from llmws.engine.fast import FastRunner
 from llmws.engine.linears import held_bytes
@@ -33,10 +42,6 @@ from llmws.errors import ModelInvalidError
 from llmws.tokenizer_files import TokenizerFiles, read_tokenizer
 
 log = logging.getLogger(__name__)
-
-MAX_RUNNING = 4
-"""Streams of the fallback tier at once unless the operator sets a number: they are stepped one after another, so each
-one more slows all."""
 
 
 class _Read(NamedTuple):
@@ -120,7 +125,7 @@ class TransformersLoader:
             dtype=network.dtype,
             device=network.device,
             max_running=running,
-            writes_scores=any(hasattr(module, "sinks") for module in network.modules()),
+            writes_scores=writes_scores(type(network)),
             token_values=seen_values,
         )
         context = self._longest(grows, memory.positions(config), read.budget_bytes)
@@ -141,7 +146,7 @@ class TransformersLoader:
         increments = find_increments(network, vocabulary(network))
         footprint = measured_footprint(network, increments)
         context = self._longest(footprint, memory.positions(whole_config(network.config)), read.budget_bytes)
-        running = self._limits.max_running or MAX_RUNNING
+        running = self._limits.max_running or FALLBACK_RUNNING
         info = _info(
             read, tier="fallback", tier_reason=refusal, max_context=context, max_running=running, vision=vision
         )

@@ -82,6 +82,10 @@ class Footprint(msgspec.Struct, frozen=True):
         """Bytes that a stream of that many tokens holds between two steps."""
         return sum(self._layer_bytes(layer, context) for layer in self.layers)
 
+    def stream_bytes(self, context: int) -> int:
+        """Bytes that each stream of that many tokens takes of what all share."""
+        return self.cache_bytes(context)
+
     def workspace_bytes(self, context: int) -> int:
         """Bytes that one forward needs beside weights and caches, whatever else is on.
 
