@@ -16,6 +16,19 @@ from tests.integration.engine import tiny_models
 torch.set_num_threads(1)
 
 
+SHORT_CANCELS = 1_000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cancels", type=int, help="how many streams of a batch are cancelled at random")
+
+
+@pytest.fixture
+def cancels(request: pytest.FixtureRequest) -> int:
+    """Heard only where these tests are named on the command line; else there are a few."""
+    return request.config.getoption("--cancels", default=None) or SHORT_CANCELS
+
+
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory) -> Callable[[str], ModelRef]:
     """Each tiny model in a folder, written when it is first asked for."""

@@ -1,5 +1,6 @@
 """What goes wrong in one stream of a real model stays there, and leaves nothing behind."""
 
+import copy
 import gc
 import random
 import threading
@@ -10,8 +11,13 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from llmws.engine import memory
 from llmws.engine.fallback import FallbackRunner, Increments, find_increments
+from llmws.engine.fast import FastRunner
+from llmws.engine.layout import layout
+from llmws.engine.measure import whole_config
 from llmws.engine.residency import Claim
+from llmws.engine.runner import Token
 from llmws.engine.scripted import model_info
+from llmws.engine.selfcheck import adopt
 from llmws.engine.worker import Worker
 from llmws.engine_api import GenerationRequest, ModelRef
 from llmws.protocol import ErrorCode
@@ -19,7 +25,7 @@ from llmws.protocol.messages import Sampling
 from tests.contract.engine.listening import TIMEOUT_S, Listener
 from tests.integration.engine import tiny_models
 
-POISON = 77
+POISON = 301
 """A prompt with this token goes wrong, in the way that the network was told."""
 
 MODEL = ModelRef(name="m", path="models/m", location="/models/m", size_bytes=1, source="models")
@@ -38,12 +44,9 @@ class PoisonedLlama(LlamaForCausalLM):
         self.forwards += 1
         if self.gate is not None:
             assert self.gate.acquire(timeout=TIMEOUT_S)
-        outputs = super().forward(input_ids=input_ids, **inputs)
-        if input_ids.shape[1] > 1 and POISON in input_ids[0].tolist():
-            if isinstance(self.fault, Exception):
-                raise self.fault
-            outputs.logits.fill_(float("nan"))
-        return outputs
+        if isinstance(self.fault, Exception) and POISON in input_ids[0].tolist():
+            raise self.fault
+        return super().forward(input_ids=input_ids, **inputs)
 
 
 class Given:
@@ -57,6 +60,23 @@ class Given:
 
     def load(self, model, claim, *, progress):
         return self.runner
+
+
+def fast_runner_of(network):
+    config = whole_config(network.config)
+    assert adopt(network, config) is None
+    network.forwards = 0
+    runner = FastRunner(
+        network,
+        tiny_models.tokenizer(),
+        info=model_info(MODEL, max_context=tiny_models.POSITIONS, max_running=4),
+        eos_ids=frozenset({tiny_models.EOS}),
+        layout=layout(config),
+        workspace_bytes=0,
+        held_bytes=0,
+    )
+    runner.open_pool(2 * runner.need_bytes)
+    return runner
 
 
 def runner_of(network, *, increments=Increments.CHUNKS, max_running=4):
@@ -77,13 +97,18 @@ def runner_of(network, *, increments=Increments.CHUNKS, max_running=4):
 @pytest.fixture
 def network():
     torch.manual_seed(3)
-    return PoisonedLlama(tiny_models.CONFIGS["llama"]).eval()
+    return PoisonedLlama(copy.deepcopy(tiny_models.CONFIGS["llama"])).eval()
+
+
+@pytest.fixture(params=[runner_of, fast_runner_of], ids=["fallback", "fast"])
+def runner(request, network):
+    return request.param(network)
 
 
 @pytest.fixture
-def ear(network):
+def ear(runner):
     fatal = []
-    worker = Worker(lambda: Given(runner_of(network)), on_fatal=fatal.append)
+    worker = Worker(lambda: Given(runner), on_fatal=fatal.append)
     ear = Listener(worker)
     ear.fatal = fatal
     ear.load(MODEL)
@@ -110,6 +135,7 @@ def test_one_streams_fault_ends_that_stream(fault, code, message, ear, network):
     ear.engine.submit(request("alone"))
     (alone,) = ear.answer("alone")
     network.fault = fault
+    network.get_input_embeddings().weight.data[POISON] = float("nan")
     for key, prompt in (("well-1", ()), ("sick", (5, POISON)), ("well-2", ())):
         ear.engine.submit(request(key, *prompt))
     one, sick, two = ear.answer("well-1", "sick", "well-2")
@@ -203,6 +229,30 @@ def test_two_hundred_random_cancels_leave_nothing(network):
     assert (runner._streams, runner._reserved_bytes) == ({}, {})
     assert caches() == before
     worker.close()
+
+
+def test_random_cancels_leave_no_page(network, cancels):
+    """At any time: before a stream's first step, in its prompt, between its tokens, while it gives way."""
+    runner = fast_runner_of(network)
+    scheduler, sampler = runner._scheduler, runner._sampler
+    pages = scheduler.free_pages
+    chance = random.Random(7)
+    streams: list[str] = []
+    for number in range(cancels):
+        fresh = request(f"c{number}", *([9] * chance.randint(1, 60)), max_new_tokens=chance.randint(1, 190))
+        if runner.has_room(fresh):
+            runner.start(fresh)
+            streams.append(fresh.key)
+        for _ in range(chance.randint(0, 2)):
+            assert all(isinstance(token, Token) for token in runner.step(streams).values())
+        if streams:
+            runner.free(streams.pop(chance.randrange(len(streams))))
+    for key in streams:
+        runner.free(key)
+
+    assert (scheduler.streams, scheduler.free_pages) == (0, pages)
+    assert (sampler._requests, runner._untold) == ({}, set())
+    assert runner.step([]) == {}
 
 
 def test_memory_is_reserved_for_the_whole_context(network):
