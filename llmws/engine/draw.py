@@ -30,6 +30,7 @@ _INFINITY = float("inf")
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
+_MASK = 2**64 - 1
 _LOW = 2**32 - 1
 
 
@@ -41,16 +42,14 @@ class Parameters(NamedTuple):
         top_ks: int64; 0: all.
         top_ps: float64; 1: all.
         min_ps: float64; 0: all.
-        seeds: int64.
-        positions: int64, of the token within its completion.
+        states: int64, of the noise; see `noise_state`.
     """
 
     temperatures: Tensor
     top_ks: Tensor
     top_ps: Tensor
     min_ps: Tensor
-    seeds: Tensor
-    positions: Tensor
+    states: Tensor
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -108,11 +107,11 @@ def leading(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         count: how many; at most the width are returned.
 
     Returns:
-        float32 and int64, [rows, count].
+        floating and int64, [rows, count].
     """
     rows, width = values.shape
     count = min(count, width)
-    ids = torch.arange(width, device=values.device).expand(rows, -1)
+    found, ids = values, torch.arange(width, device=values.device).expand(rows, -1)
     if width > count * _BLOCK:
         body, ids = _blocks(values)
         blocks = torch.arange(body.shape[1], device=values.device).expand(rows, -1)
@@ -121,9 +120,9 @@ def leading(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         members = blocks[:, None, :] * _PART + torch.arange(_PART, device=values.device)[:, None]
         maxima = values.gather(1, members.flatten(1)).view(rows, _PART, -1).amax(1)
         ids = torch.cat([_parts(_ids_of(_first(maxima, blocks, count)), _PART), ids], dim=1)
-        values = values.gather(1, ids)
-    first = _first(values, ids, count)
-    return _values_of(first), _ids_of(first)
+        found = values.gather(1, ids)
+    first = _ids_of(_first(found, ids, count))
+    return values.gather(1, first), first
 
 
 def kept(scores: Tensor, parameters: Parameters) -> Tensor:
@@ -156,7 +155,7 @@ def kept(scores: Tensor, parameters: Parameters) -> Tensor:
 def gumbel(ids: Tensor, parameters: Parameters) -> Tensor:
     """Standard Gumbel noise for token ids: a hash, the same on every machine.
 
-    The noise of token i is output i of a SplitMix64 generator whose state is hashed from seed and position.
+    The noise of token i is output i of the SplitMix64 generator of the row's state.
     Source: SplitMix64, Steele, Lea and Flood 2014 (doi:10.1145/2714064.2660195), constants of variant 13 of its mixer.
 
     Args:
@@ -166,17 +165,21 @@ def gumbel(ids: Tensor, parameters: Parameters) -> Tensor:
     Returns:
         float64 [rows, candidates].
     """
-    states = mix64(mix64(parameters.seeds) + parameters.positions * _signed(_GAMMA))
-    bits = mix64((ids + 1) * _signed(_GAMMA) + states[:, None])
+    bits = _mix64(ids * _signed(_GAMMA) + parameters.states[:, None])
     uniform = _shift(bits, 11).double().add_(0.5).mul_(2.0**-53)  # the 53 bits that a float64 holds, never 0 or 1
     return uniform.log_().neg_().log_().neg_()
 
 
-def mix64(values: Tensor) -> Tensor:
-    """The mixer of SplitMix64 on int64, whose products wrap around as unsigned ones do."""
-    values = (values ^ _shift(values, 30)).mul_(_signed(_MIX_1))
-    values = (values ^ _shift(values, 27)).mul_(_signed(_MIX_2))
-    return values ^ _shift(values, 31)
+def noise_state(seed: int, position: int) -> int:
+    """Of the generator whose outputs are the noise of the token at that position, its first increment made; int64."""
+    return _signed((mix64((mix64(seed) + position * _GAMMA) & _MASK) + _GAMMA) & _MASK)
+
+
+def mix64(value: int) -> int:
+    """The mixer of SplitMix64 on one unsigned 64-bit integer."""
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
+    return value ^ (value >> 31)
 
 
 def _pieces(logits: Tensor, parameters: Parameters) -> Iterator[tuple[Tensor, Parameters]]:
@@ -239,10 +242,6 @@ def _first(values: Tensor, ids: Tensor, count: int) -> Tensor:
     return torch.topk(keys, count, dim=1).values
 
 
-def _values_of(first: Tensor) -> Tensor:
-    return _ordered(((first + _LOW) >> 32).int()).view(torch.float32)
-
-
 def _ids_of(first: Tensor) -> Tensor:
     return -first & _LOW
 
@@ -250,6 +249,13 @@ def _ids_of(first: Tensor) -> Tensor:
 def _ordered(bits: Tensor) -> Tensor:
     """Of negative numbers, whose order is the other way round, turns all bits but the sign. Its own inverse."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _mix64(values: Tensor) -> Tensor:
+    """`mix64` on int64, whose products wrap around as unsigned ones do."""
+    values = (values ^ _shift(values, 30)).mul_(_signed(_MIX_1))
+    values = (values ^ _shift(values, 27)).mul_(_signed(_MIX_2))
+    return values ^ _shift(values, 31)
 
 
 def _shift(values: Tensor, bits: int) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llmws.engine.draw import UNUSABLE, Parameters, draw, draw_from_all, leading, likeliest
+from llmws.engine.draw import UNUSABLE, Parameters, draw, draw_from_all, leading, likeliest, noise_state
 from llmws.engine.penalties import Penalties, penalise_
 from llmws.engine.runner import Token
 from llmws.errors import LlmwsError, ModelInvalidError
@@ -158,11 +158,12 @@ def _draw(work: _Work, logits: Tensor, requests: Sequence[_Request], *, candidat
 
 def _parameters(requests: Sequence[_Request], device: torch.device) -> Parameters:
     samplings = [request.sampling for request in requests]
-    floats = [[s.temperature or 0.0, s.top_p or 1.0, s.min_p or 0.0] for s in samplings]
-    integers = [[r.sampling.top_k or 0, r.sampling.seed or 0, r.position] for r in requests]
-    temperatures, top_ps, min_ps = torch.tensor(floats, dtype=torch.float64).T.contiguous().to(device)
-    top_ks, seeds, positions = torch.tensor(integers).T.contiguous().to(device)
-    return Parameters(temperatures, top_ks, top_ps, min_ps, seeds, positions)
+    floats = [[s.temperature or 0.0 for s in samplings], [s.top_p or 1.0 for s in samplings]]
+    floats.append([s.min_p or 0.0 for s in samplings])
+    temperatures, top_ps, min_ps = torch.tensor(floats, dtype=torch.float64).to(device)
+    states = [noise_state(request.sampling.seed or 0, request.position) for request in requests]
+    top_ks, states = torch.tensor([[s.top_k or 0 for s in samplings], states]).to(device)
+    return Parameters(temperatures, top_ks, top_ps, min_ps, states)
 
 
 def _logprobs(requests: Sequence[_Request], logits: Tensor, ids: Sequence[int]) -> dict[int, TokenLogprob]:
