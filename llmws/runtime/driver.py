@@ -26,6 +26,7 @@ from llmws.engine_api import (
     ModelLoaded,
     ModelRef,
     ModelSource,
+    ModelUnloaded,
     PromptJob,
     PromptRenderer,
 )
@@ -262,9 +263,10 @@ class Driver:
                 "model %s is loaded on %s, context %d", event.info.ref.name, event.info.device, event.info.max_context
             )
             self._read_memory()
+        elif isinstance(event, ModelUnloaded):
+            self._read_memory()
         elif isinstance(event, ModelFailed):
-            kept = event.kept.ref.name if event.kept else "no model"
-            _log.error("model %s cannot be served (%s): %s; %s serves", event.name, event.code, event.message, kept)
+            _log.error("model %s cannot be loaded (%s): %s", event.name, event.code, event.message)
 
     # --- threads ---------------------------------------------------------------------------------------------------
 

@@ -308,7 +308,7 @@ class Desk:
 
     def _delete_model(self, _session: Session, attachment: Attachment, message: m.DeleteModel) -> None:
         if self._models.is_wanted(message.model_name) or self._turns.uses(message.model_name):
-            text = "this model is loaded or about to be; switch to another one first"
+            text = "this model is needed, or still in memory; it can be deleted once another one has taken its place"
             self._state.reject(attachment.connection, ErrorCode.CONFLICT, text)
         else:
             self._state.out.append(e.Inspect(attachment.connection, message))
