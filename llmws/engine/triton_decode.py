@@ -25,6 +25,9 @@ _MIN_BLOCK = 16
 _TILE_BYTES = 32 * 2**10
 """Keys and values of one tile: some of these in flight for each multiprocessor hide the latency of memory."""
 
+_SCRATCH_BYTES = 8 * 2**10
+"""That queries, weights and the compiler take of the shared memory beside the tiles."""
+
 _BLOCKS_PER_MULTIPROCESSOR = 4
 """Of the first kernel, in all: a few waves, so that the last one is not mostly idle."""
 
@@ -48,7 +51,7 @@ class Launch(msgspec.Struct, frozen=True):
     Attributes:
         splits: parts of a context, at most.
         tile_tokens: tokens that a program works on at a time.
-        stages: tiles in flight.
+        stages: of the pipeline that fetches tiles.
         warps: of a program.
     """
 
@@ -81,8 +84,10 @@ def plan_launch(
     """
     token_bytes = (_block(key_dim) + _block(value_dim)) * dtype_bytes
     tile_tokens = max(_MIN_BLOCK, triton.next_power_of_2(_TILE_BYTES // token_bytes + 1) // 2)
-    # Queries, scores and the compiler's own scratch need a part of it too.
-    stages = max(1, min(3, shared_bytes // (tile_tokens * token_bytes + 8 * 2**10)))
+    tile_bytes = tile_tokens * token_bytes
+    # Two programs beside one another, each with two tiles in flight, if there is memory for it. Looking up the pages
+    # takes stages of its own: of five, two hold tiles; of three, one.
+    stages = 5 if 2 * (2 * tile_bytes + _SCRATCH_BYTES) <= shared_bytes else 3
     wanted = -(-_BLOCKS_PER_MULTIPROCESSOR * multiprocessors // (streams * kv_heads))
     return Launch(splits=min(max(wanted, _MIN_SPLITS), _MAX_SPLITS), tile_tokens=tile_tokens, stages=stages, warps=4)
 
@@ -143,52 +148,53 @@ def paged_decode(
     peaks = queries.new_empty((streams, heads, launch.splits), dtype=torch.float32)
     sums = torch.empty_like(peaks)
     parts = queries.new_empty((streams, heads, launch.splits, value_dim), dtype=torch.float32)
-    # Heads of one page lie side by side: programs that run at the same time read neighbouring memory.
-    _split[(kv_heads, streams, launch.splits)](
-        queries,
-        keys,
-        values,
-        tables,
-        lengths,
-        peaks,
-        sums,
-        parts,
-        scaling,
-        _EVERYTHING if window is None else window,
-        queries.stride(0),
-        queries.stride(1),
-        keys.stride(0),
-        keys.stride(1),
-        keys.stride(2),
-        values.stride(0),
-        values.stride(1),
-        values.stride(2),
-        tables.stride(0),
-        SOFTCAP=softcap,
-        GROUP=group,
-        KEY_DIM=key_dim,
-        VALUE_DIM=value_dim,
-        PAGE_TOKENS=page_tokens,
-        TILE_TOKENS=launch.tile_tokens,
-        MIN_TILES=_MIN_TILES,
-        BLOCK_GROUP=_block(group),
-        BLOCK_KEY=_block(key_dim),
-        BLOCK_VALUE=_block(value_dim),
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-    )
     output = queries.new_empty((streams, heads, value_dim))
-    _merge[(heads, streams, triton.cdiv(value_dim, _REDUCED_DIMS))](
-        peaks,
-        sums,
-        parts,
-        sinks,
-        output,
-        SPLITS=launch.splits,
-        VALUE_DIM=value_dim,
-        BLOCK_SPLITS=triton.next_power_of_2(launch.splits),
-        BLOCK_VALUE=_REDUCED_DIMS,
-    )
+    with torch.cuda.device_of(queries):  # Triton launches on the current device
+        # Heads of one page lie side by side: programs that run at the same time read neighbouring memory.
+        _split[(kv_heads, streams, launch.splits)](
+            queries,
+            keys,
+            values,
+            tables,
+            lengths,
+            peaks,
+            sums,
+            parts,
+            scaling,
+            _EVERYTHING if window is None else window,
+            queries.stride(0),
+            queries.stride(1),
+            keys.stride(0),
+            keys.stride(1),
+            keys.stride(2),
+            values.stride(0),
+            values.stride(1),
+            values.stride(2),
+            tables.stride(0),
+            SOFTCAP=softcap,
+            GROUP=group,
+            KEY_DIM=key_dim,
+            VALUE_DIM=value_dim,
+            PAGE_TOKENS=page_tokens,
+            TILE_TOKENS=launch.tile_tokens,
+            MIN_TILES=_MIN_TILES,
+            BLOCK_GROUP=_block(group),
+            BLOCK_KEY=_block(key_dim),
+            BLOCK_VALUE=_block(value_dim),
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+        _merge[(heads, streams, triton.cdiv(value_dim, _REDUCED_DIMS))](
+            peaks,
+            sums,
+            parts,
+            sinks,
+            output,
+            SPLITS=launch.splits,
+            VALUE_DIM=value_dim,
+            BLOCK_SPLITS=triton.next_power_of_2(launch.splits),
+            BLOCK_VALUE=_REDUCED_DIMS,
+        )
     return output
 
 

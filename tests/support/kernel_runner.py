@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from llmws.engine import selfcheck
-from llmws.engine.fast import FastRunner
-from llmws.engine.graphs import Eager
+from llmws.engine.fast import FastRunner, decode
+from llmws.engine.graphs import DecodeBatch, Eager
 from llmws.engine.layout import layout
 from llmws.engine.measure import whole_config
+from llmws.engine.paged import Pool
 from llmws.engine.runner import Token
 from llmws.engine.scripted import model_info
 from llmws.engine_api import GenerationRequest, ModelRef
@@ -14,6 +20,7 @@ from llmws.protocol.messages import Sampling
 from tests.integration.engine import tiny_models
 
 MAX_CONTEXT = 64
+_HOST_WAITS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select}
 _MODEL = ModelRef(name="tiny", path="models/tiny", location="", size_bytes=1, source="models")
 
 
@@ -48,3 +55,30 @@ def answers(name: str, *, prompts: tuple[int, ...], tokens: int, with_kernel: bo
                 runner.free(key)
     runner.close()
     return list(said.values())
+
+
+class _Waiting(TorchDispatchMode):
+    """Notes what makes a GPU's host wait for numbers, which a CUDA graph cannot record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in _HOST_WAITS:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def waits(name: str) -> list[str]:
+    """The operations of a decode step that wait for the device."""
+    network = tiny_models.network(name)
+    config = whole_config(network.config)
+    assert selfcheck.adopt(network, config) is None
+    pages = layout(config)
+    pool = Pool(pages, pages=4, dtype=network.dtype, device=network.device, has_decode_kernel=True)
+    tables = tuple(torch.ones(2, 4, dtype=torch.int32) for _ in pages.windows)
+    step = DecodeBatch(torch.tensor([5, 0], dtype=torch.int32), torch.tensor([3, 0], dtype=torch.int32), tables)
+    with torch.inference_mode(), _Waiting() as waiting:
+        decode(network, pool, step)
+    return waiting.found

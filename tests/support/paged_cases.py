@@ -148,3 +148,49 @@ def interpret(case: Case) -> list[Any]:
     """The output as nested lists: what goes between processes."""
     output: list[Any] = computed(make(case), case).double().tolist()
     return output
+
+
+# --- the compiler ----------------------------------------------------------------------------------------------------
+
+
+def compiled_shared_bytes(*, dtype: str, group: int, dim: int, softcap: float | None, capability: int) -> int:
+    """Compiles both kernels for a GPU that need not be there; the bytes that a program of the first one shares.
+
+    Only in a process that does not interpret kernels.
+
+    Args:
+        dtype: as Triton names it.
+        group: query heads of a KV head.
+        dim: of keys and values.
+        softcap: see `paged_decode`.
+        capability: of the GPU, 90 for 9.0.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from llmws.engine import triton_decode
+
+    def compiled(kernel: Any, tensors: dict[str, str], constants: dict[str, Any], **options: int) -> Any:
+        types = {name: tensors.get(name, "i32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
+        places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        source = triton.compiler.ASTSource(fn=kernel, signature=types, constexprs=places)
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+    launch = triton_decode.plan_launch(
+        streams=4, kv_heads=8, key_dim=dim, value_dim=dim, dtype_bytes=2, multiprocessors=108, shared_bytes=99 * 2**10
+    )
+    pool = dict.fromkeys(("queries", "keys", "values"), f"*{dtype}")
+    parts = dict.fromkeys(("peaks", "sums", "parts"), "*fp32")
+    block = triton.next_power_of_2(dim)
+    shape = {"GROUP": group, "KEY_DIM": dim, "VALUE_DIM": dim, "SOFTCAP": softcap, "PAGE_TOKENS": 16, "MIN_TILES": 4}
+    blocks = {"TILE_TOKENS": launch.tile_tokens, "BLOCK_GROUP": 16, "BLOCK_KEY": block, "BLOCK_VALUE": block}
+    numbers = {"tables": "*i32", "lengths": "*i32", "scaling": "fp32"}
+    split = compiled(
+        triton_decode._split, pool | parts | numbers, shape | blocks, num_warps=launch.warps, num_stages=launch.stages
+    )
+    compiled(
+        triton_decode._merge,
+        parts | {"output": f"*{dtype}", "sinks": f"*{dtype}"},
+        {"SPLITS": 6, "VALUE_DIM": dim, "BLOCK_SPLITS": 8, "BLOCK_VALUE": 32},
+    )
+    return int(split.metadata.shared)
