@@ -35,6 +35,9 @@ _FORMATS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP
 _PER_TOKEN: Final = ("token_type_ids", "mm_token_type_ids")
 """What a processor says of each token. Source: `prepare_inputs_for_generation`, transformers 5."""
 
+_MAX_RATIO: Final = 64
+"""Of the longer side to the shorter: where a processor scales by the shorter one, a thin line would take gigabytes."""
+
 _USUAL_PIXELS: Final = 1024
 """Width and height of the image that tells how many tokens one takes, where that depends on its size."""
 
@@ -187,6 +190,9 @@ def read_image(image: ImageInput, *, name: str, max_pixels: int) -> Image.Image:
         width, height = opened.size
         if width * height > max_pixels:
             raise BadRequestError(f"{name} has {width} x {height} pixels; at most {max_pixels} are taken")
+        if max(width, height) > _MAX_RATIO * min(width, height):
+            message = f"{name} has {width} x {height} pixels; one side may be {_MAX_RATIO} times the other at most"
+            raise BadRequestError(message)
         try:
             return _flat(ImageOps.exif_transpose(opened))
         except Exception as error:  # noqa: BLE001 - likewise
