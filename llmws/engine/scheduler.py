@@ -99,6 +99,9 @@ class Scheduler:
         max_running: streams that a step works on at most.
         share_prefixes: whether streams of one owner take computed pages over from one another.
 
+    Attributes:
+        preemptions: how often a stream had to give way so far.
+
     Raises:
         ValueError: a budget that lets nobody get on.
     """
@@ -181,7 +184,7 @@ class Scheduler:
         self._waiting.append(stream)
 
     def cached_tokens(self, key: str) -> int:
-        """Tokens that a stream did not have to compute when it first ran."""
+        """Tokens that a stream, which must be on, did not have to compute when it first ran; 0 before that."""
         return self._streams[key].cached_tokens or 0
 
     def free(self, key: str) -> None:

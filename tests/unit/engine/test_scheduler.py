@@ -34,11 +34,12 @@ def step(it, token=7):
 
 def run(it, key, token=7):
     """Steps until a stream got its next token."""
-    while True:
+    for _ in range(50):
         plan = it.plan()
         it.commit({part.key: token for part in plan if part.samples})
         if any(part.key == key and part.samples for part in plan):
             return
+    pytest.fail(f"{key} starves")
 
 
 # --- the order of a step -------------------------------------------------------------------------------------------
