@@ -100,12 +100,14 @@ def _measure(names: Sequence[str], setting: Setting, rounds: int, stack: ExitSta
         everyone += contestants.start([name], setting, stack)
     by_name = {each.name: each for each in everyone}
     answers = _ask(everyone, workload, rounds)
-    kept = comparing.kept(LLAMA, RESULTS) if setting.workload is FULL and LLAMA not in by_name else None
+    kept = comparing.kept(LLAMA, RESULTS) if not workload.toy and LLAMA not in by_name else None
     figures = [figure("parameters of the model", "million", [parameters(workload.shape) / 1e6])]
     figures += comparing.figures(answers, kept_llama=kept)
     if (llmws := by_name.get(LLMWS)) is not None:
         _say("alone …")
         figures += alone.interference(llmws, workload, rounds) + alone.next_turn(llmws, workload, rounds)
+        if not workload.toy:
+            figures += alone.sampler(llmws)
     if (generate := by_name.get(GENERATE)) is not None:
         figures += alone.estimate(generate, workload)
     return figures
@@ -121,6 +123,8 @@ def _ask(everyone: Sequence[Contestant], workload: Workload, rounds: int) -> dic
         for streams in workload.streams:
             asked = prompts(workload, name=f"round {number}", streams=streams, tokens=workload.prompt_tokens)
             for each in everyone:
+                if each.once and number > 0:
+                    continue
                 _say(f"round {number + 1} of {rounds}, {streams} at once: {each.name}")
                 answers.setdefault((each.name, streams), []).append(each.generate(asked, workload.new_tokens))
     return answers

@@ -21,7 +21,7 @@ def interference(llmws: Contestant, workload: Workload, rounds: int) -> list[Fig
     times: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds):
         name = f"interference {number}"
-        others = prompts(workload, name=name, streams=max(workload.streams), tokens=workload.prompt_tokens)
+        others = prompts(workload, name=name, streams=max(workload.streams), tokens=workload.prompt_tokens // 4)
         (late,) = prompts(workload, name=name, streams=1, tokens=workload.long_prompt_tokens)
         gaps = llmws.remote.call("interference", others, late, workload.steady_steps).value
         for unit, (alone_s, beside_s) in gaps.items():
@@ -59,6 +59,13 @@ def next_turn(llmws: Contestant, workload: Workload, rounds: int) -> list[Figure
         figure("  time to first token", "ms", [turn["own_wall_s"] * 1e3 for turn in turns]),
         figure("  time to first token, nothing cached", "ms", [turn["stranger_wall_s"] * 1e3 for turn in turns]),
     ]
+
+
+def sampler(llmws: Contestant) -> list[Figure]:
+    """See `bench.sampler_cost`, which imports torch and so runs where the engine does."""
+    assert llmws.remote is not None
+    figures: list[Figure] = llmws.remote.call("sampler_cost").value
+    return figures
 
 
 def estimate(generate: Contestant, workload: Workload) -> list[Figure]:

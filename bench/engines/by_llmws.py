@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from bench.engines.remote import TIMEOUT_S, serve
+from bench.figures import Figure
 from llmws.config import Config, LimitsSection, OptimizationSection
 from llmws.engine.local import LocalEngine
 from llmws.engine_api import Chunk, GenerationRequest, ModelFailed, ModelInfo, ModelLoaded, ModelRef
@@ -157,6 +158,12 @@ def _gaps(
     return before, after
 
 
+def _sampler_cost() -> list[Figure]:
+    from bench import sampler_cost  # noqa: PLC0415 - imports torch, which the engine is to do in its own way
+
+    return sampler_cost.measure()
+
+
 def main() -> None:
     """`python -m bench.engines.by_llmws FD FOLDER`."""
     fd, folder = sys.argv[1:]
@@ -168,6 +175,7 @@ def main() -> None:
             "generate": bare.generate,
             "interference": bare.interference,
             "next_turn": bare.next_turn,
+            "sampler_cost": _sampler_cost,
         },
     )
 

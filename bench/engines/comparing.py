@@ -50,7 +50,7 @@ COMPARISONS: Final = (
 )
 
 Answers = Mapping[tuple[str, int], Sequence[Answer]]
-"""Of each contestant, for each number of streams: one a round."""
+"""Of each contestant, for each number of streams: one a round, from the first on."""
 
 
 class Kept(NamedTuple):
@@ -99,7 +99,7 @@ def _compared(
             called = f"{called} as kept from {kept_llama.date}"
         if other is not None:
             title = f"{_title(name, streams)}, over {called}"
-            yield figure(title, "x", ratios(values, other), at_least=comparison.reach.get(streams))
+            yield figure(title, "x", ratios(values[: len(other)], other), at_least=comparison.reach.get(streams))
 
 
 def _equality(answers: Answers) -> list[Figure]:
@@ -107,7 +107,7 @@ def _equality(answers: Answers) -> list[Figure]:
     same: dict[str, list[float]] = {}
     for (name, streams), rounds in answers.items():
         if name != GENERATE and (GENERATE, streams) in answers:
-            for answer, oracle in zip(rounds, answers[GENERATE, streams], strict=True):
+            for answer, oracle in zip(rounds, answers[GENERATE, streams], strict=False):
                 pairs = zip(answer.value, oracle.value, strict=True)
                 same.setdefault(name, []).extend(float(ours == theirs) for ours, theirs in pairs)
     # The mean, which no median of zeros and ones would tell.

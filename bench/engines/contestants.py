@@ -24,11 +24,19 @@ Generate = Callable[[list[list[int]], int], Answer]
 
 
 class Contestant(NamedTuple):
-    """Somebody who answers prompts of equal length with so many greedy ids each."""
+    """Somebody who answers prompts of equal length with so many greedy ids each.
+
+    Attributes:
+        name: in the table.
+        generate: asks him.
+        remote: for what else he can tell.
+        once: whether the first round is enough: he is slow, and nothing is to be reached against him.
+    """
 
     name: str
     generate: Generate
     remote: Remote | None = None
+    once: bool = False
 
 
 class Setting(NamedTuple):
@@ -115,7 +123,7 @@ def _start_serve(setting: Setting, stack: ExitStack) -> Contestant:
     server = serving.transformers(
         _folder(setting, "transformers"), setting.model, streams=setting.streams, stream_tokens=setting.stream_tokens
     )
-    return Contestant(SERVE, stack.enter_context(server))
+    return Contestant(SERVE, stack.enter_context(server), once=True)
 
 
 def _folder(setting: Setting, name: str) -> Path:

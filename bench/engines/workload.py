@@ -33,6 +33,7 @@ class Workload(msgspec.Struct, frozen=True):
         long_prompt_tokens: of the prompt that arrives while others decode.
         turn_tokens: of a session's first prompt.
         steady_steps: tokens that every stream gets before the long prompt arrives.
+        toy: whether only the script is tried out.
     """
 
     shape: Shape
@@ -42,6 +43,7 @@ class Workload(msgspec.Struct, frozen=True):
     long_prompt_tokens: int
     turn_tokens: int
     steady_steps: int
+    toy: bool = False
 
 
 FULL = Workload(
@@ -63,6 +65,7 @@ TINY = Workload(
     long_prompt_tokens=200,
     turn_tokens=48,
     steady_steps=8,
+    toy=True,
 )
 """Whether the script works at all; its figures say nothing."""
 

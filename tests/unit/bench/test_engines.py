@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.engines import comparing, model
-from bench.engines.contestants import GENERATE, LLAMA, LLMWS, SERVER
+from bench.engines.contestants import GENERATE, LLAMA, LLMWS, SERVE, SERVER
 from bench.engines.gguf_file import interleaved
 from bench.engines.remote import Answer
 from bench.engines.workload import FULL, TINY, prompts
@@ -55,6 +55,12 @@ def test_many_streams_are_compared_with_one_after_another_and_with_one_batch() -
 def test_the_server_has_a_tenth_for_itself() -> None:
     found = comparing.figures({(LLMWS, 1): [answer(0.8)], (SERVER, 1): [answer(1.0)]})
     assert by_name(found)["llmws serve, 1 stream, over the bare engine"].met is False
+
+
+def test_who_is_asked_once_is_compared_with_the_first_round() -> None:
+    found = by_name(comparing.figures({(SERVE, 1): [answer(3.0)], (SERVER, 1): [answer(1.0), answer(9.0)]}))
+    ratio = found["llmws serve, 1 stream, over transformers serve"]
+    assert (ratio.value, ratio.runs) == (3.0, 1)
 
 
 def test_one_stream_with_other_tokens_is_a_target_missed() -> None:
