@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -110,14 +110,37 @@ class BatchSampler:
             return []
         requests = [self._requests[key] for key in keys]
         ids = self._chosen(requests, logits)
-        logprobs = _logprobs(requests, logits, ids)
+        return self.take(keys, ids, _logprobs(requests, logits, ids))
+
+    def is_plain(self, key: str) -> bool:
+        """Whether a draw is all that the request needs: no bias, no penalty, no log-probabilities."""
+        request = self._requests[key]
+        return not request.penalties and request.sampling.logprobs is None
+
+    def parameters(self, keys: Sequence[str]) -> Parameters:
+        """Of the next tokens, for a `draw` elsewhere, such as in a CUDA graph; all keys must be plain."""
+        return _parameters([self._requests[key] for key in keys], self._device)
+
+    def take(
+        self, keys: Sequence[str], ids: Sequence[int], logprobs: Mapping[int, TokenLogprob] | None = None
+    ) -> list[Token | LlmwsError]:
+        """Remembers what was drawn, here or elsewhere.
+
+        Args:
+            keys: of different requests that were added.
+            ids: one a key, or `UNUSABLE`.
+            logprobs: by row, where they are asked for.
+
+        Returns:
+            see `choose`.
+        """
         outcomes: list[Token | LlmwsError] = []
-        for row, (request, token_id) in enumerate(zip(requests, ids, strict=True)):
+        for row, (key, token_id) in enumerate(zip(keys, ids, strict=True)):
             if token_id == UNUSABLE:
                 outcomes.append(ModelInvalidError("the model computed no usable logits"))
             else:
-                request.append(token_id)
-                outcomes.append(Token(token_id, logprobs.get(row)))
+                self._requests[key].append(token_id)
+                outcomes.append(Token(token_id, (logprobs or {}).get(row)))
         return outcomes
 
     def _chosen(self, requests: Sequence[_Request], logits: Tensor) -> list[int]:
@@ -138,12 +161,16 @@ class BatchSampler:
         return [by_row[row] for row in range(len(requests))]
 
     def _work(self, sampling: Sampling) -> _Work:
-        if not sampling.do_sample or not sampling.temperature:
+        if _is_greedy(sampling):
             return _Work.BEST
         if self._candidates or 0 < (sampling.top_k or 0) <= CPU_CANDIDATES:
             return _Work.DRAW_FROM_LEADING
         is_filtered = sampling.top_k or (sampling.top_p or 1.0) < 1 or sampling.min_p
         return _Work.DRAW_FROM_SORTED if is_filtered else _Work.DRAW
+
+
+def _is_greedy(sampling: Sampling) -> bool:
+    return not sampling.do_sample or not sampling.temperature
 
 
 def _draw(work: _Work, logits: Tensor, requests: Sequence[_Request], *, candidates: int) -> Tensor:
@@ -158,7 +185,7 @@ def _draw(work: _Work, logits: Tensor, requests: Sequence[_Request], *, candidat
 
 def _parameters(requests: Sequence[_Request], device: torch.device) -> Parameters:
     samplings = [request.sampling for request in requests]
-    floats = [[s.temperature or 0.0 for s in samplings], [s.top_p or 1.0 for s in samplings]]
+    floats = [[0.0 if _is_greedy(s) else s.temperature for s in samplings], [s.top_p or 1.0 for s in samplings]]
     floats.append([s.min_p or 0.0 for s in samplings])
     temperatures, top_ps, min_ps = torch.tensor(floats, dtype=torch.float64).to(device)
     states = [noise_state(request.sampling.seed or 0, request.position) for request in requests]
