@@ -68,8 +68,9 @@ def model_info(model: ModelRef, *, max_context: int = 2048, max_running: int = 4
 class ScriptedEngine:
     """An `Engine` whose answers are given.
 
-    With `interval_s` None nothing moves by itself: loads end at once, and each `step()` takes every running request one
-    script step further, in the calling thread. With a number a thread steps, waiting that long between steps.
+    With `interval_s` None nothing moves by itself: loads end as soon as there is room, and each `step()` takes every
+    running request one script step further, in the calling thread. With a number a thread steps, waiting that long
+    between steps.
 
     Args:
         script: the steps of every request, or a function from a request to its steps.
@@ -208,7 +209,7 @@ class ScriptedEngine:
             elif self._count(model.name) >= info.max_running:
                 break
             else:
-                self._resident[model.name] = self._resident.pop(model.name)  # the one used last comes last
+                self._touch(model.name)
                 item.model = model.name
                 self._running.append(item)
             self._queue.pop(0)
@@ -216,6 +217,10 @@ class ScriptedEngine:
 
     def _count(self, name: str) -> int:
         return sum(stream.model == name for stream in self._running)
+
+    def _touch(self, name: str) -> None:
+        """The model that was used last comes last."""
+        self._resident[name] = self._resident.pop(name)
 
     def _has_room(self) -> bool:
         """Whether one more model fits, if need be in the place of an idle one."""
@@ -235,6 +240,7 @@ class ScriptedEngine:
                 events.append(ModelUnloaded(name=idle))
             events.append(ModelProgress(name=model.name, bytes=model.size_bytes, total_bytes=model.size_bytes))
             self._resident[model.name] = self._models.get(model.name) or model_info(model)
+        self._touch(model.name)
         self._newest = model
         return [*events, ModelLoaded(info=self._resident[model.name])]
 

@@ -369,7 +369,8 @@ class HubMachine(RuleBasedStateMachine):
 
     @invariant()
     def only_a_switch_changes_the_default(self) -> None:
-        assert self.stage.hub._models.name in (self.stage.selected.name, None)
+        default = self.stage.hub.default
+        assert default is None or default.ref.name == self.stage.selected.name
 
     @invariant()
     def nobody_waits_beside_a_model_with_room(self) -> None:

@@ -3,7 +3,15 @@
 import pytest
 
 from llmws.engine.scripted import HELLO, ScriptedEngine, Step, model_info
-from llmws.engine_api import Chunk, GenerationRequest, ModelFailed, ModelLoaded, ModelProgress, ModelRef
+from llmws.engine_api import (
+    Chunk,
+    GenerationRequest,
+    ModelFailed,
+    ModelLoaded,
+    ModelProgress,
+    ModelRef,
+    ModelUnloaded,
+)
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
 
@@ -140,3 +148,69 @@ def test_a_call_for_each_time_there_is_news():
     engine.take()
     engine.step()
     assert len(calls) == 2
+
+
+# --- models side by side ---------------------------------------------------------------------------------------------
+
+
+def ref(name):
+    return ModelRef(name=name, path=f"models/{name}", location=f"/models/{name}", size_bytes=7, source="models")
+
+
+def told(engine):
+    """The models that came, and with a minus those that went."""
+    events = [event for event in engine.take() if isinstance(event, ModelLoaded | ModelUnloaded)]
+    return [event.info.ref.name if isinstance(event, ModelLoaded) else f"-{event.name}" for event in events]
+
+
+def housing(max_resident):
+    engine = ScriptedEngine(max_resident=max_resident, broken={"bad": "no weights"})
+    engine.start(lambda: None)
+    return engine
+
+
+def test_models_stay_while_they_fit_and_the_one_used_longest_ago_makes_room():
+    engine = housing(2)
+    for name in "abac":
+        engine.load(ref(name))
+    assert told(engine) == ["a", "b", "a", "-b", "c"]
+    engine.submit(request(model=ref("a")))
+    run(engine)
+    engine.load(ref("d"))
+    assert (told(engine), engine.resident) == (["-c", "d"], {"a", "d"})
+
+
+def test_a_load_that_finds_no_idle_model_waits_and_what_comes_after_it_too():
+    engine = housing(1)
+    engine.load(ref("a"))
+    engine.submit(request("one"))
+    engine.load(ref("b"))
+    engine.submit(request("two", model=ref("a")))
+    assert (told(engine), engine.wanted, engine.load_state().running) == (["a"], {"b"}, 1)
+    while engine.step():
+        pass
+    assert told(engine) == ["-a", "b", "-b", "a"]
+
+
+def test_a_request_for_a_model_that_made_room_has_it_loaded_again():
+    engine = housing(2)
+    engine.load(ref("a"))
+    assert engine.unload("a")
+    assert not engine.unload("a")
+    engine.submit(request(model=ref("a")))
+    assert not engine.unload("a"), "it is busy"
+    assert told(engine) == ["a", "-a", "a"]
+    assert run(engine)[-1].finish == "stop"
+
+
+def test_a_request_whose_model_cannot_be_loaded_ends_and_the_others_go_on():
+    engine = housing(2)
+    engine.load(ref("a"))
+    engine.take()
+    engine.submit(request("one", model=ref("bad")))
+    engine.submit(request("two"))
+    assert engine.take() == [
+        ModelFailed(name="bad", code=ErrorCode.MODEL_FAILED, message="no weights", kept=model_info(ref("a"))),
+        Chunk(key="one", index=0, error_code=ErrorCode.MODEL_FAILED, error_message="no weights"),
+    ]
+    assert run(engine)[-1].finish == "stop"
