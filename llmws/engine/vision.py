@@ -130,7 +130,7 @@ class Vision:
         encoded = io.BytesIO()
         (picture if upright else picture.rotate(90)).save(encoded, "PNG")
         image = ImageInput(mime="image/png", data=encoded.getvalue())
-        ids = (self._placeholder, *(token for token in range(5) if token != self._placeholder))
+        ids = (self._placeholder, *self._processor.tokenizer("What is it?", add_special_tokens=False)["input_ids"])
         return self.expand(
             GenerationRequest(key="", prompt_ids=ids, images=(image,), sampling=Sampling(), max_new_tokens=1)
         )
