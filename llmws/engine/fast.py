@@ -72,7 +72,7 @@ class FastRunner:
         self.need_bytes = (self._pages_of_one + 1) * self._page_bytes + workspace_bytes
         self._vocabulary = vocabulary(network)
         self._sampler = BatchSampler(self._vocabulary, network.device)
-        self._untold: set[str] = set()  # streams whose first token did not come yet
+        self._untold: dict[str, int] = {}  # prompt tokens of the streams whose first token did not come yet
         self._pool: Pool | None = None
         self._scheduler: Scheduler | None = None
         self.recorder = recorder
@@ -133,7 +133,7 @@ class FastRunner:
             # the same parts, and the last id alone. Other sums of the same numbers would differ in their last bits.
             computed_apart=(len(prompt), len(prompt) + len(emitted) - 1) if emitted else (),
         )
-        self._untold.add(request.key)
+        self._untold[request.key] = len(prompt)
 
     def step(self, keys: Sequence[str]) -> Mapping[str, Token | LlmwsError]:  # noqa: ARG002 - all that were started
         """See `Runner.step`."""
@@ -165,7 +165,7 @@ class FastRunner:
         if self._scheduler is not None:
             self._scheduler.free(key)
         self._sampler.remove(key)
-        self._untold.discard(key)
+        self._untold.pop(key, None)
 
     def close(self) -> None:
         """See `Runner.close`."""
@@ -212,8 +212,9 @@ class FastRunner:
         if key not in self._untold or isinstance(outcome, LlmwsError):
             return outcome
         assert self._scheduler is not None
-        self._untold.remove(key)
-        return Token(outcome.id, outcome.logprob, cached_tokens=self._scheduler.cached_tokens(key))
+        # What a stream that is continued had said may be found too.
+        cached = min(self._scheduler.cached_tokens(key), self._untold.pop(key))
+        return Token(outcome.id, outcome.logprob, cached_tokens=cached)
 
 
 def decode(network: Network, pool: Pool, streams: DecodeBatch) -> torch.Tensor:

@@ -251,7 +251,7 @@ def test_random_cancels_leave_no_page(network, cancels):
         runner.free(key)
 
     assert (scheduler.streams, scheduler.free_pages) == (0, pages)
-    assert (sampler._requests, runner._untold) == ({}, set())
+    assert (sampler._requests, runner._untold) == ({}, {})
     assert runner.step([]) == {}
 
 
