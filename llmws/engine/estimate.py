@@ -152,10 +152,13 @@ def paged_footprint(
         ModelInvalidError: the configuration does not say, or its layers have no pages.
     """
     capped = bool(config.get("attn_logit_softcapping"))
+    chunk = fast.step_tokens(fast.budget(device, max_running))
+    if device.type == "cuda":  # decode steps that are recorded keep memory of their own
+        chunk += max_running
     forward = memory.footprint(
         config,
         dtype_bytes=dtype.itemsize,
-        chunk=fast.step_tokens(fast.budget(device, max_running)),
+        chunk=chunk,
         eager=capped or writes_scores,
         layers=(),
     )

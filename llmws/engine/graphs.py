@@ -37,8 +37,8 @@ class DecodeBatch:
 
     Attributes:
         ids: int32 [streams]: the new tokens.
-        lengths: int32 [streams]: tokens of each stream, the new one included; 0 for a row that is only padding, whose
-            other numbers mean nothing.
+        lengths: int32 [streams]: tokens of each stream, the new one included; 0 for a row that is only padding, with
+            any id that the model has.
         tables: of each group of layers, int32 [streams, max_pages]: pages from position 0 on. What lies beyond the
             length, or outside of the group's window, means nothing.
     """
@@ -117,7 +117,7 @@ class CudaGraphs:
 
 
 class DecodeGraphs:
-    """Runs decode steps, each on the recording for its size of batch.
+    """Runs decode steps, each on the recording for its size of batch. Its memory is given back with it.
 
     Args:
         forward: computes a step from static tensors: [streams, ...], a row for each of the batch. It must neither wait
@@ -175,10 +175,6 @@ class DecodeGraphs:
         bucket = self._buckets[bisect.bisect_left(self._buckets, count)]
         self._fill(ids, lengths, tables, bucket)
         return self._replay(bucket)()[:count]
-
-    def close(self) -> None:
-        """Gives the recordings back, and with them their memory."""
-        self._replays.clear()
 
     def _replay(self, bucket: int) -> Replay:
         if bucket not in self._replays:

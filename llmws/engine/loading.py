@@ -31,6 +31,7 @@ from llmws.engine.fast import FastRunner
 from llmws.engine.linears import held_bytes
 from llmws.engine.measure import measured_footprint, peak_values, whole_config
 from llmws.engine.network import Network, device_errors, vocabulary
+from llmws.engine.paged import kernel_for
 from llmws.engine.reading import check_folder, read_network, reporting
 from llmws.engine.residency import Claim
 from llmws.engine.runner import DeviceLostError, Progress, Runner
@@ -221,8 +222,14 @@ def _info(
         flash_attention=str(network.config._attn_implementation).startswith("flash"),
         tier=tier,
         tier_reason=tier_reason,
-        attention="paged-sdpa" if tier == "fast" else str(network.config._attn_implementation),
+        attention=_attention(network, tier),
     )
+
+
+def _attention(network: Network, tier: str) -> str:
+    if tier == "fast":
+        return "paged-triton" if kernel_for(network.device) else "paged-sdpa"
+    return str(network.config._attn_implementation)
 
 
 def _eos_ids(network: Network, files: TokenizerFiles) -> frozenset[int]:

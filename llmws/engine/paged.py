@@ -95,7 +95,8 @@ class Pool:
         pages: that can be handed out; there is one more, the null page.
         dtype: of the model.
         device: of the model.
-        has_decode_kernel: whether the kernel that reads pages where they lie is there; by default on CUDA with Triton.
+        has_decode_kernel: whether decodes are computed by the kernel that reads pages where they lie; by default where
+            there is one.
 
     Attributes:
         keys: of each slot: [pages + 1, page_tokens, kv_heads, key_dim].
@@ -117,9 +118,7 @@ class Pool:
 
         self.layout = layout
         self.device = device
-        if has_decode_kernel is None:
-            has_decode_kernel = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-        self.has_decode_kernel = has_decode_kernel
+        self.has_decode_kernel = kernel_for(device) if has_decode_kernel is None else has_decode_kernel
         self.keys = tensors(layout.key_dim)
         self.values = tensors(layout.value_dim)
 
@@ -189,3 +188,8 @@ class Pool:
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+
+
+def kernel_for(device: torch.device) -> bool:
+    """Whether there is a kernel that reads pages where they lie: on CUDA, where torch brings Triton."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None

@@ -149,7 +149,8 @@ def paged_decode(
     sums = torch.empty_like(peaks)
     parts = queries.new_empty((streams, heads, launch.splits, value_dim), dtype=torch.float32)
     output = queries.new_empty((streams, heads, value_dim))
-    with torch.cuda.device_of(queries):  # Triton launches on the current device
+    # Triton launches on the current device.
+    with torch.cuda.device_of(queries):  # type: ignore[no-untyped-call]
         # Heads of one page lie side by side: programs that run at the same time read neighbouring memory.
         _split[(kv_heads, streams, launch.splits)](
             queries,

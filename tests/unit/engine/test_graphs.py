@@ -133,15 +133,5 @@ def test_what_cannot_be_recorded_is_run_as_it_is_and_the_log_says_so_once(caplog
     assert warning.endswith("are launched one kernel at a time: operation not permitted when stream is capturing")
 
 
-def test_closed_it_holds_no_recording():
-    recorder = Remembering()
-    step = graphs(recorder)
-    step.prepare()
-    step.close()
-    step.step([1] * 8, [1] * 8, [([1], [1])] * 8)
-
-    assert recorder.recorded == [8, 8]
-
-
 def test_without_recordings_the_step_itself_is_run():
     assert graphs(Eager()).step([4], [2], [([1], [1])]).tolist() == [[4, 1, 17, 17]]
