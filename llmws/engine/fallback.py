@@ -194,13 +194,14 @@ class _Stream:
             sight=sight,
         )
         self._chunk = chunk
-        self._first = len(request.prompt_ids) if sight is not None else chunk
+        # Images are taken with all of their prompt: the model looks at them in its first forward alone.
+        self._first = max(chunk, len(request.prompt_ids)) if sight is not None else chunk
         # A stream that is continued takes the same forwards as one that was not, as far as it can: the prompt in the
         # same parts, and the last id alone. Other sums of the same numbers would differ in their last bits.
         self._ends: tuple[int, ...] = ()
         if emitted and increments is not Increments.NONE:
             self._ends = (self._context.length - 1,)
-        if emitted and (increments is Increments.CHUNKS or sight is not None):
+        if emitted and increments is Increments.CHUNKS:
             self._ends = (len(request.prompt_ids), *self._ends)
 
     def step(self) -> torch.Tensor | None:
