@@ -52,7 +52,8 @@ class OptimizationSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     """How models run. `device` and `dtype` `auto`: CUDA in bfloat16 where there is a GPU, else CPU in float32.
 
     `tier` `auto`: batched over a paged cache where the model can, `fallback`: never. `flash_attention` false: not even
-    where it is available. `compile`: torch.compile of the forward, which makes a load take minutes.
+    where torch has it; true: the log says where it has not. `compile`: torch.compile, on the fallback tier; a first
+    load then takes minutes.
     """
 
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z")] = "auto"

@@ -39,6 +39,20 @@ def target(optimization: OptimizationSection) -> tuple[list[torch.device], torch
     return devices, dtype
 
 
+def no_flash_attention(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why torch's attention has no flash kernel there, None if it has.
+
+    Source: FlashAttention-2, "NVIDIA CUDA Support": Ampere GPUs or newer, fp16 and bf16.
+    """
+    if device.type != "cuda":
+        return "it is for GPUs"
+    if dtype == torch.float32:
+        return "it is for float16 and bfloat16"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it is for GPUs of compute capability 8.0 or more"
+    return None
+
+
 def device_memory(device: torch.device) -> tuple[int, int]:
     """Total and free bytes of a device; what torch keeps in store for itself counts as free."""
     if device.type == "cpu":

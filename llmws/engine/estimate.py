@@ -14,6 +14,7 @@ import torch
 
 from llmws.engine import fast, memory
 from llmws.engine.fallback import PREFILL_TOKENS
+from llmws.engine.graphs import buckets
 from llmws.engine.layout import PagedFootprint, layout
 from llmws.engine.measure import whole_config
 from llmws.engine.reading import auto_class, read_config
@@ -152,18 +153,20 @@ def paged_footprint(
         ModelInvalidError: the configuration does not say, or its layers have no pages.
     """
     capped = bool(config.get("attn_logit_softcapping"))
-    chunk = fast.step_tokens(fast.budget(device, max_running))
-    if device.type == "cuda":  # decode steps that are recorded keep memory of their own
-        chunk += max_running
     forward = memory.footprint(
         config,
         dtype_bytes=dtype.itemsize,
-        chunk=chunk,
+        chunk=fast.step_tokens(fast.budget(device, max_running)),
         eager=capped or writes_scores,
         layers=(),
     )
     forward = msgspec.structs.replace(forward, token_values=max(forward.token_values, token_values))
-    return PagedFootprint(layout(config), forward, max_running)
+    recorded = 0
+    if device.type == "cuda":
+        # Recorded steps share the memory of the largest one, but for the logits that each comes out with.
+        sizes = buckets(max_running)
+        recorded = sizes[-1] * forward.token_values + sum(sizes) * memory.vocabulary_size(config)
+    return PagedFootprint(layout(config), forward, max_running, recorded)
 
 
 def _refusal(folder: Path, model_class: type, config: memory.Config) -> str | None:

@@ -63,11 +63,13 @@ class PagedFootprint(msgspec.Struct, frozen=True):
         layout: of the pages.
         forward: of the whole context in one forward, its `chunk` the tokens of a step; of its caches nothing is used.
         rows: streams that sample in one step.
+        recorded_values: numbers that recorded steps keep to themselves.
     """
 
     layout: Layout
     forward: Footprint
     rows: int
+    recorded_values: int = 0
 
     def stream_bytes(self, context: int) -> int:
         """Bytes of the pages of a stream of that many tokens."""
@@ -86,7 +88,7 @@ class PagedFootprint(msgspec.Struct, frozen=True):
         """
         step = self.forward
         gathered = context * self.layout.kv_heads * (self.layout.key_dim + self.layout.value_dim)
-        values = gathered + context * step.repeated_values + step.chunk * step.token_values
+        values = gathered + context * step.repeated_values + step.chunk * step.token_values + self.recorded_values
         pairs = min(step.chunk, context) * context
         return pairs * step.pair_bytes + values * step.dtype_bytes + self.rows * step.logits_bytes
 

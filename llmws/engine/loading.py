@@ -7,14 +7,23 @@ configuration and the devices alone, not on what else was loaded.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine import memory
-from llmws.engine.devices import anonymous_bytes, chosen, device_memory, memory_for_models, placement, target
+from llmws.engine.devices import (
+    anonymous_bytes,
+    chosen,
+    device_memory,
+    memory_for_models,
+    no_flash_attention,
+    placement,
+    target,
+)
 from llmws.engine.digest import model_digest, tokenizer_digest
 from llmws.engine.estimate import (
     FALLBACK_RUNNING,
@@ -26,7 +35,7 @@ from llmws.engine.estimate import (
     paged_footprint,
     writes_scores,
 )
-from llmws.engine.fallback import FallbackRunner, check_sight, find_increments
+from llmws.engine.fallback import Context, FallbackRunner, check_sight, find_increments
 from llmws.engine.fast import FastRunner
 from llmws.engine.linears import held_bytes
 from llmws.engine.measure import measured_footprint, peak_values, whole_config
@@ -39,10 +48,13 @@ from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine.selfcheck import adopt
 from llmws.engine.vision import Vision, has_processor, load_vision
 from llmws.engine_api import ModelInfo, ModelRef
-from llmws.errors import ModelInvalidError
+from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
 from llmws.tokenizer_files import TokenizerFiles, read_tokenizer
 
 log = logging.getLogger(__name__)
+
+Compiler = Callable[..., Any]
+"""See `torch.compile`."""
 
 
 class _Read(NamedTuple):
@@ -60,12 +72,17 @@ class TransformersLoader:
     Args:
         optimization: device, dtype, tier and the share of memory to use.
         limits: bounds on context and on requests at once.
+        compiler: makes a faster forward of a forward.
     """
 
-    def __init__(self, optimization: OptimizationSection, limits: LimitsSection) -> None:
+    def __init__(
+        self, optimization: OptimizationSection, limits: LimitsSection, *, compiler: Compiler = torch.compile
+    ) -> None:
         self._optimization = optimization
         self._limits = limits
+        self._compiler = compiler
         self._process_bytes = anonymous_bytes()
+        torch.backends.cuda.enable_flash_sdp(optimization.flash_attention is not False)
 
     def claim(self, model: ModelRef) -> Claim:
         """See `Loader.claim`."""
@@ -130,7 +147,9 @@ class TransformersLoader:
             token_values=seen_values,
         )
         context = self._longest(grows, memory.positions(config), read.budget_bytes)
-        info = _info(read, tier="fast", max_context=context, max_running=running)
+        info = self._info(read, tier="fast", max_context=context, max_running=running)
+        if self._optimization.compile:
+            log.warning("%s is not compiled: the fast tier is not, where it can it records CUDA graphs", info.ref.name)
         log.info("%s: %s, fast tier, %d streams, context %d", read.model.name, info.device, running, context)
         return FastRunner(
             network,
@@ -144,12 +163,19 @@ class TransformersLoader:
 
     def _fallback(self, read: _Read, vision: Vision | None, refusal: str) -> FallbackRunner:
         network = read.network
+        is_compiled = self._optimization.compile and self._compiled(network)
         increments = find_increments(network, vocabulary(network))
         footprint = measured_footprint(network, increments)
         context = self._longest(footprint, memory.positions(whole_config(network.config)), read.budget_bytes)
         running = self._limits.max_running or FALLBACK_RUNNING
-        info = _info(
-            read, tier="fallback", tier_reason=refusal, max_context=context, max_running=running, vision=vision
+        info = self._info(
+            read,
+            tier="fallback",
+            tier_reason=refusal,
+            max_context=context,
+            max_running=running,
+            vision=vision,
+            is_compiled=is_compiled,
         )
         log.info("%s: %s, fallback tier (%s), by %s", read.model.name, info.device, refusal, increments.value)
         return FallbackRunner(
@@ -161,6 +187,55 @@ class TransformersLoader:
             increments=increments,
             held_bytes=held_bytes(network),
             vision=vision,
+        )
+
+    def _compiled(self, network: Network) -> bool:
+        """Compiles the forward; where that fails, the log says why, and the model goes on without."""
+        module: Any = network
+        plain = module.forward
+        module.forward = self._compiler(plain, dynamic=True)
+        try:
+            Context(network, [0, 0], use_cache=False).forward(2)
+        except (ModelOutOfMemoryError, DeviceLostError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a compiler lacks, the model is the same without
+            module.forward = plain
+            log.warning("the model cannot be compiled: %s", " ".join(str(error).split())[:500])
+            return False
+        return True
+
+    def _info(
+        self,
+        read: _Read,
+        *,
+        tier: str,
+        max_context: int,
+        max_running: int,
+        tier_reason: str = "",
+        vision: Vision | None = None,
+        is_compiled: bool = False,
+    ) -> ModelInfo:
+        folder, network = Path(read.model.location), read.network
+        lacks_flash = no_flash_attention(network.device, network.dtype)
+        if lacks_flash is not None and self._optimization.flash_attention is True:
+            log.warning("%s runs without flash attention: %s", read.model.name, lacks_flash)
+        return ModelInfo(
+            ref=read.model,
+            digest=model_digest(folder),
+            tokenizer_digest=tokenizer_digest(folder),
+            engine=f"{tier}/{SAMPLER_VERSION}",
+            device=str(network.device),
+            dtype=str(network.dtype).removeprefix("torch."),
+            max_context=max_context,
+            max_running=max_running,
+            vocab_size=network.get_input_embeddings().num_embeddings,
+            vision=vision is not None,
+            image_tokens=vision.image_tokens if vision is not None else 0,
+            flash_attention=lacks_flash is None and self._optimization.flash_attention is not False,
+            tier=tier,
+            tier_reason=tier_reason,
+            attention=_attention(network) if tier == "fast" else str(network.config._attn_implementation),
+            compiled=is_compiled,
         )
 
     def _refusal(self, network: Network, vision: Vision | None) -> str | None:
@@ -197,39 +272,9 @@ class TransformersLoader:
         )
 
 
-def _info(
-    read: _Read,
-    *,
-    tier: str,
-    max_context: int,
-    max_running: int,
-    tier_reason: str = "",
-    vision: Vision | None = None,
-) -> ModelInfo:
-    folder, network = Path(read.model.location), read.network
-    return ModelInfo(
-        ref=read.model,
-        digest=model_digest(folder),
-        tokenizer_digest=tokenizer_digest(folder),
-        engine=f"{tier}/{SAMPLER_VERSION}",
-        device=str(network.device),
-        dtype=str(network.dtype).removeprefix("torch."),
-        max_context=max_context,
-        max_running=max_running,
-        vocab_size=network.get_input_embeddings().num_embeddings,
-        vision=vision is not None,
-        image_tokens=vision.image_tokens if vision is not None else 0,
-        flash_attention=str(network.config._attn_implementation).startswith("flash"),
-        tier=tier,
-        tier_reason=tier_reason,
-        attention=_attention(network, tier),
-    )
-
-
-def _attention(network: Network, tier: str) -> str:
-    if tier == "fast":
-        return "paged-triton" if kernel_for(network.device) else "paged-sdpa"
-    return str(network.config._attn_implementation)
+def _attention(network: Network) -> str:
+    """What a model on the fast tier attends with."""
+    return "paged-triton" if kernel_for(network.device) else "paged-sdpa"
 
 
 def _eos_ids(network: Network, files: TokenizerFiles) -> frozenset[int]:

@@ -214,6 +214,11 @@ def hidden_size(config: Config) -> int:
     return _number(text_config(config), *_HIDDEN)
 
 
+def vocabulary_size(config: Config) -> int:
+    """Tokens that the model has."""
+    return _number(text_config(config), "vocab_size")
+
+
 def text_config(config: Config) -> Config:
     """The part about text of a multimodal configuration, else the whole."""
     inner = config.get("text_config")

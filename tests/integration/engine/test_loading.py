@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from llmws.config import LimitsSection, OptimizationSection
+from llmws.engine.devices import no_flash_attention
 from llmws.engine.loading import TransformersLoader
 from llmws.engine.local import LocalEngine
 from llmws.engine.sampler import SAMPLER_VERSION
@@ -189,6 +190,70 @@ def test_what_is_promised(folder_of):
     assert (info.engine, info.tier, info.tier_reason) == (f"fast/{SAMPLER_VERSION}", "fast", "")
     assert (info.vision, info.flash_attention, info.compiled) == (False, False, False)
     assert len(info.digest) == len(info.tokenizer_digest) == 64
+
+
+@pytest.mark.parametrize("wish", [True, "auto", False])
+def test_flash_attention_is_not_claimed_where_there_is_none(wish, folder_of, caplog):
+    """It changes no answer: who wishes for it on a processor is served, and told."""
+    optimization = OptimizationSection(device="cpu", threads=1, flash_attention=wish)
+    info = load(TransformersLoader(optimization, LimitsSection()), folder_of("llama")).info
+
+    assert info.flash_attention is False
+    assert ("llama runs without flash attention: it is for GPUs" in caplog.messages) == (wish is True)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [("cpu", torch.bfloat16, "it is for GPUs"), ("cuda", torch.float32, "it is for float16 and bfloat16")],
+)
+def test_why_there_is_no_flash_attention(device, dtype, reason):
+    assert no_flash_attention(torch.device(device), dtype) == reason
+
+
+COMPILED = OptimizationSection(device="cpu", threads=1, tier="fallback", compile=True)
+
+
+def test_a_compiled_model_says_so(folder_of):
+    """Its forward is the compiler's from the first token on."""
+    forwards = []
+
+    def compiler(forward, *, dynamic):
+        def compiled(*args, **inputs):
+            forwards.append(dynamic)
+            return forward(*args, **inputs)
+
+        return compiled
+
+    runner = load(TransformersLoader(COMPILED, LimitsSection(), compiler=compiler), folder_of("llama"))
+    tried = len(forwards)
+    runner.open_pool(runner.need_bytes)
+    runner.start(GenerationRequest(key="a", prompt_ids=(5, 6), sampling=Sampling(do_sample=False), max_new_tokens=1))
+    runner.step(["a"])
+
+    assert runner.info.compiled
+    assert set(forwards) == {True}
+    assert len(forwards) == tried + 1
+
+
+def test_a_model_that_cannot_be_compiled_goes_on_without(folder_of, caplog):
+    def compiler(forward, *, dynamic):
+        def compiled(*args, **inputs):
+            raise RuntimeError("no C++ compiler found")
+
+        return compiled
+
+    runner = load(TransformersLoader(COMPILED, LimitsSection(), compiler=compiler), folder_of("llama"))
+
+    assert not runner.info.compiled
+    assert "the model cannot be compiled: no C++ compiler found" in caplog.messages
+
+
+def test_the_operator_can_keep_a_model_from_the_fast_tier(folder_of):
+    info = load(
+        TransformersLoader(COMPILED, LimitsSection(), compiler=lambda forward, dynamic: forward), folder_of("llama")
+    ).info
+
+    assert (info.tier, info.tier_reason, info.attention) == ("fallback", "optimization.tier says so", "sdpa")
 
 
 def test_the_models_own_positions_bound_the_context(serve):

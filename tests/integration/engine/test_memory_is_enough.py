@@ -8,11 +8,17 @@ import pytest
 import torch
 import transformers
 
+from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine import memory
 from llmws.engine.devices import chosen, placement
+from llmws.engine.estimate import paged_footprint
 from llmws.engine.fallback import Context, Increments, find_increments
-from llmws.engine.measure import measured_footprint
-from llmws.errors import ModelOutOfMemoryError
+from llmws.engine.loading import TransformersLoader
+from llmws.engine.measure import measured_footprint, whole_config
+from llmws.engine.paged import Pool
+from llmws.engine_api import GenerationRequest
+from llmws.errors import LlmwsError, ModelOutOfMemoryError
+from llmws.protocol.messages import Sampling
 from tests.integration.engine import tiny_models
 
 CONTEXTS = (1, 11, 64, 200)
@@ -53,6 +59,40 @@ def test_a_chunk_is_held_with_its_window(name):
         stream.forward(end)
 
     assert estimate(name, 192, torch.float32, chunk=64) == stream.cache_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "qwen3", "gpt2"])
+def test_a_pool_takes_just_what_was_estimated(name, dtype):
+    """Full and sliding layers, all numbers of heads: a pool's tensors are the pages and nothing else."""
+    device = torch.device("cpu")
+    grows = paged_footprint(
+        whole_config(tiny_models.CONFIGS[name]), dtype=dtype, device=device, max_running=4, writes_scores=False
+    )
+    for context in CONTEXTS:
+        pages = grows.layout.pages(context, step_tokens=grows.forward.chunk)
+        assert Pool(grows.layout, pages=pages, dtype=dtype, device=device).nbytes == grows.cache_bytes(context)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_the_smallest_pool_serves_the_longest_context(name, folder_of):
+    """What is promised is kept with nothing but the need: the longest stream runs to its end, never giving way."""
+    loader = TransformersLoader(OptimizationSection(device="cpu", threads=1), LimitsSection(max_context=200))
+    model = folder_of(name)
+    runner = loader.load(model, loader.claim(model), progress=lambda read, total: None)
+    runner.open_pool(runner.need_bytes)
+    sampling = Sampling(do_sample=False, ignore_eos=True)
+    request = GenerationRequest(key="a", prompt_ids=tuple(range(3, 153)), sampling=sampling, max_new_tokens=50)
+    assert runner.has_room(request)
+    runner.start(request)
+    tokens = 0
+    while tokens < 50:
+        outcome = runner.step(["a"]).get("a")
+        assert not isinstance(outcome, LlmwsError)
+        tokens += outcome is not None
+
+    assert runner.pool_bytes == runner.need_bytes
+    assert runner.preemptions == 0
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gemma2", "qwen3", "lfm2", "llama"])
