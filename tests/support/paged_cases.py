@@ -11,6 +11,9 @@ from typing import Any
 import msgspec
 import torch
 
+_GAP = 64
+"""Numbers between keys and values: as many as a head of 65 to 128 is padded with at most."""
+
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One decode step. `lengths` has an entry a stream; 0 is padding."""
@@ -75,11 +78,12 @@ class Step(msgspec.Struct, frozen=True):
 
 
 def make(case: Case, device: str = "cpu") -> Step:
-    """A step whose pages are shuffled, and whose pool is NaN wherever nothing must be read."""
+    """A step whose pages are shuffled, and whose pool is NaN wherever nothing must be read, also beside a head."""
     torch.manual_seed(11)
     dtype = getattr(torch, case.dtype)
     pages = [-(-length // case.page_tokens) for length in case.lengths]
-    pool = torch.full((1 + sum(pages), case.page_tokens, case.kv_heads, case.key_dim + case.value_dim), torch.nan)
+    width = case.key_dim + _GAP + case.value_dim
+    pool = torch.full((1 + sum(pages), case.page_tokens, case.kv_heads, width + _GAP), torch.nan)
     tables = torch.zeros(len(pages), max(pages) + 2, dtype=torch.int32)
     free = (torch.randperm(sum(pages)) + 1).tolist()
     for stream, length in enumerate(case.lengths):
@@ -88,7 +92,9 @@ def make(case: Case, device: str = "cpu") -> Step:
             tables[stream, page] = free.pop()
             for offset in range(case.page_tokens):
                 if page * case.page_tokens + offset in seen:
-                    pool[tables[stream, page], offset] = torch.randn(pool.shape[2:])
+                    row = pool[tables[stream, page], offset]
+                    row[:, : case.key_dim] = torch.randn(case.kv_heads, case.key_dim)
+                    row[:, case.key_dim + _GAP : width] = torch.randn(case.kv_heads, case.value_dim)
     heads = case.kv_heads * case.group
     sinks = None if case.sinks is None else torch.randn(heads).mul(case.sinks).to(device, dtype)
     pool = pool.to(device, dtype)
@@ -96,7 +102,7 @@ def make(case: Case, device: str = "cpu") -> Step:
         torch.randn(len(pages), heads, case.key_dim).to(device, dtype),
         # The parts of one tensor: strides are not those of a dense pool.
         pool[..., : case.key_dim],
-        pool[..., case.key_dim :],
+        pool[..., case.key_dim + _GAP : width],
         tables.to(device),
         torch.tensor(case.lengths, dtype=torch.int32, device=device),
         {"scaling": case.key_dim**-0.5, "window": case.window, "softcap": case.softcap, "sinks": sinks},
