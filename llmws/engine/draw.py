@@ -22,7 +22,7 @@ _BLOCK = 64
 _PART = 8
 """Neighbours of whom only the largest is looked at next, within the blocks that are left."""
 
-_ROWS = 16
+_ROWS = 8
 """Rows that are drawn from at once: it bounds the memory of float64 noise for whole vocabularies."""
 
 _INFINITY = float("inf")
@@ -247,7 +247,7 @@ def _ids_of(first: Tensor) -> Tensor:
 
 
 def _ordered(bits: Tensor) -> Tensor:
-    """Of negative numbers, whose order is the other way round, turns all bits but the sign. Its own inverse."""
+    """Of negative numbers, whose order is the other way round, turns all bits but the sign."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 

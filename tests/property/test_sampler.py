@@ -115,9 +115,9 @@ BROKEN = (math.nan, -math.nan, math.inf)
 def rows_of(rng: random.Random, count: int, vocabulary: int, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Logits with equals, both zeros, ruled-out ids and now and then a row that is of no use."""
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
-    logits = (torch.randn(count, vocabulary, generator=generator) * 16).round() / rng.choice([2, 8])
+    logits = (torch.randn(count, vocabulary, generator=generator) * 4).round() / rng.choice([1, 8])
     logits[logits == 0] = rng.choice([0.0, -0.0])
-    logits[logits < -5] = rng.choice([-5.0, -math.inf])
+    logits[logits < -1] = rng.choice([-1.0, -math.inf])
     for row in logits:
         if rng.random() < 0.1:
             row[rng.randrange(vocabulary)] = rng.choice(BROKEN)
