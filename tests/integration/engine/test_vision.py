@@ -171,9 +171,9 @@ def png_that_claims(width, height):
 
 
 def webp_that_claims(width, height):
-    canvas = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    content = b"WEBPVP8X" + struct.pack("<I", len(canvas)) + canvas
-    return b"RIFF" + struct.pack("<I", len(content)) + content
+    """Source: WebP lossless bitstream: after the signature byte, width and height less one, 14 bits each."""
+    data = encoded(Image.new("RGB", (2, 2)), "WEBP", lossless=True).data
+    return data[:21] + ((width - 1) | (height - 1) << 14).to_bytes(4, "little") + data[25:]
 
 
 def gif_of_frames(count):
@@ -187,7 +187,10 @@ JPEG = encoded(picture(1, width=200, height=100), "JPEG")
 
 HOSTILE = {
     "a bomb": (ImageInput(mime="image/png", data=png_that_claims(60_000, 60_000)), "has 60000 x 60000 pixels"),
-    "a bomb in WebP": (ImageInput(mime="image/webp", data=webp_that_claims(16_000, 16_000)), ""),
+    "a bomb in WebP": (
+        ImageInput(mime="image/webp", data=webp_that_claims(16_000, 16_000)),
+        "has 16000 x 16000 pixels",
+    ),
     "a PNG cut short": (ImageInput(mime="image/png", data=WHOLE.data[:5_000]), "is broken or cut short"),
     "a JPEG cut short": (ImageInput(mime="image/jpeg", data=JPEG.data[:2_000]), "is broken or cut short"),
     "pixels that lie": (ImageInput(mime="image/png", data=png_that_claims(100, 100)), "is broken or cut short"),
@@ -238,10 +241,11 @@ def test_every_type_of_the_protocol_is_read(kind):
     assert read(encoded(Image.new("RGB", (5, 4), "blue"), kind)).getpixel((2, 2))[2] > 200
 
 
-def test_the_bound_on_pixels_is_exact():
-    read(encoded(Image.new("L", (100, 100))))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_the_bound_on_pixels_is_exact(kind):
+    read(encoded(Image.new("RGB", (100, 100)), kind))
     with pytest.raises(BadRequestError, match=r"^it has 101 x 100 pixels; at most 10000 are taken$"):
-        read(encoded(Image.new("L", (101, 100))))
+        read(encoded(Image.new("RGB", (101, 100)), kind))
 
 
 def test_a_thin_line_is_refused():
