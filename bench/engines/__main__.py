@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -38,12 +39,16 @@ WARM_UP_TOKENS: Final = 4
 def main() -> None:
     """Measures and prints a table; a whole run also writes `bench/results/<date>-<host>-engine.json`."""
     options = _options()
+    # Told to end, it must still end those that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     workload = TINY if options.tiny else FULL
     started, load = datetime.now(UTC), os.getloadavg()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmws-bench-")))
         setting = Setting(workload, scratch / "models" / "bench", scratch, _interpreter(options.llama_python))
-        figures = _measure([NAMES[name] for name in options.only or NAMES], setting, options.rounds, stack)
+        figures = _measure(
+            [NAMES[name] for name in dict.fromkeys(options.only or NAMES)], setting, options.rounds, stack
+        )
     took_s = round((datetime.now(UTC) - started).total_seconds(), 1)
     print(table(figures))
     print(f"\n{took_s:g} s, load before {load[0]:.1f}")

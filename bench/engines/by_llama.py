@@ -55,7 +55,7 @@ class LlamaCpp:
         params.n_seq_max = self._streams
         params.n_threads = params.n_threads_batch = 1
         params.type_k = params.type_v = _F32
-        context = llama_cpp.llama_init_from_model(self._model, params)
+        context: ctypes.c_void_p = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise RuntimeError("llama.cpp makes no context")
         return context
