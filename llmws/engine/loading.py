@@ -47,6 +47,7 @@ from llmws.engine.runner import DeviceLostError, Progress, Runner
 from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine.selfcheck import adopt
 from llmws.engine.vision import Vision, has_processor, load_vision
+from llmws.engine.weights import tensor_bytes
 from llmws.engine_api import ModelInfo, ModelRef
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
 from llmws.tokenizer_files import TokenizerFiles, read_tokenizer
@@ -120,13 +121,16 @@ class TransformersLoader:
         check_folder(folder)
         files = read_tokenizer(folder)
         budgets = {torch.device(name): self._budget(torch.device(name)) for name in claim.devices}
+        total = sum(size for _, size in tensor_bytes(folder).values())
         with device_errors(model.name):
             with reporting(folder, progress):
                 network = read_network(folder, dtype, placement(budgets))
             vision = self._vision(folder, network)
             # Before the tier changes how it attends: what is measured is all the rest.
             seen_values = peak_values(network)
+            progress(total, total)  # other models' streams are stepped between the trials too
             refusal = self._refusal(network, vision)
+            progress(total, total)
             budget_bytes = claim.budget_bytes - held_bytes(network)
             if refusal is None:
                 return self._fast(_Read(model, network, files, budget_bytes), seen_values)
