@@ -191,7 +191,6 @@ class Worker:
             return [stream.fail(*reason(error))]
         resident.streams[request.key] = stream
         self._running[request.key] = resident
-        self._models.touch(resident)
         return []
 
     def _step(self) -> list[Chunk]:

@@ -367,6 +367,15 @@ def test_the_model_that_was_idle_the_longest_makes_room(ear, runner, loader):
     assert unloaded(ear) == ["n"]
 
 
+def test_to_be_asked_for_is_to_be_used(ear, runner, loader):
+    """A load of a model that is there makes it the last one to go."""
+    loader.budget_bytes = 2 * HELD_BYTES + NEED_BYTES
+    for name in ("n", "m", "o"):
+        ear.load(ref(name))
+
+    assert unloaded(ear) == ["n"]
+
+
 @pytest.mark.usefixtures("crowded")
 def test_a_load_that_needs_the_memory_of_a_busy_model_waits_and_so_do_all_behind(ear, runner, loader):
     ear.engine.submit(request("old", max_new_tokens=5))
@@ -396,7 +405,10 @@ def test_a_request_whose_model_cannot_be_loaded_fails_with_the_reason(ear, runne
     assert ear.models()[-1].kept == runner.info
 
 
-def test_a_request_that_is_cancelled_while_its_model_is_read_is_forgotten():
+@pytest.mark.parametrize("model", ["n", "bad"])
+def test_a_request_that_is_cancelled_while_its_model_is_read_is_forgotten(model):
+    """Whether the load succeeds or not, what is behind it is next."""
+
     class Cancelling(AlphabetLoader):
         def load(self, model, claim, *, progress):
             worker.cancel("a")
@@ -405,11 +417,12 @@ def test_a_request_that_is_cancelled_while_its_model_is_read_is_forgotten():
     loader = Cancelling()
     worker = Worker(lambda: loader)
     ear = Listener(worker)
-    worker.submit(request("a", model=ref("m")))
+    worker.submit(request("a", model=ref(model)))
     worker.submit(request("b", model=ref("m")))
-    ear.answer("b")
+    (b,) = ear.answer("b")
     worker.close()
 
+    assert b.finish == "stop"
     assert ear.chunks("a") == []
 
 
@@ -481,6 +494,15 @@ def test_a_failed_load_keeps_the_old_model(ear, runner):
 
     assert failed == ModelFailed(name="bad", code=ErrorCode.MODEL_FAILED, message="it is bad", kept=runner.info)
     assert not runner.closed
+
+
+def test_after_a_failed_load_the_folder_is_looked_at_anew(ear, runner, loader):
+    loader.broken.add("n")
+    first = ear.load(ref("n"))
+    loader.hopeless.add("n")
+    second = ear.load(ref("n"))
+
+    assert [first.message, second.message] == ["it is bad", "it never fits"]
 
 
 @pytest.mark.usefixtures("crowded")
