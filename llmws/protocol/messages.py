@@ -186,13 +186,13 @@ class RequestSnapshot(Value, frozen=True, kw_only=True):
 
 
 class Capabilities(Value, frozen=True, kw_only=True):
-    """What the server can do with the current model; `max_context` in tokens.
+    """What the server can do with the default model; `max_context` in tokens.
 
     Attributes:
         vision: whether images are taken.
         resume: whether a session can be resumed by position; always true here.
         flash_attention: whether flash attention is in use.
-        max_context: tokens that a request may hold, prompt and completion together; 0 while no model is loaded.
+        max_context: tokens that a request may hold, prompt and completion together; 0 while none was loaded yet.
     """
 
     vision: bool
@@ -326,10 +326,10 @@ class CudaResources(Value, frozen=True, kw_only=True):
 
 
 class ModelSummary(Value, frozen=True, kw_only=True):
-    """The model being served.
+    """The default model.
 
     Attributes:
-        name: null when no model is loaded.
+        name: null when there is none.
         path: as in the list of models.
         vision: whether images are taken.
     """
@@ -347,7 +347,7 @@ class ModelEntry(Value, frozen=True, kw_only=True):
         path: `models/<name>` or `var/models/<name>`; taken too.
         size_mb: of its files.
         source: `models` (downloaded) or `var` (the user's own).
-        loaded: whether it is the one that serves.
+        loaded: whether it is in memory: a request for it needs no load.
     """
 
     name: str
@@ -459,7 +459,7 @@ class Inference(Message, frozen=True, kw_only=True):
 
     Attributes:
         request_id: the client's idempotency key, unique in the session; made by the server when absent.
-        model: a listed name or path; absent: the one that is loaded.
+        model: a listed name or path; absent: the default.
         prompt: the next turn of the session's own conversation; a string is the user's text.
         messages: the whole context, oldest first; the conversation is left alone.
         input_ids: the whole context as token ids.
@@ -553,7 +553,7 @@ class SwitchModel(Message, frozen=True, kw_only=True):
 
 
 class DeleteModel(Message, frozen=True, kw_only=True):
-    """Deletes a model's files. Admin; never the loaded one.
+    """Deletes a model's files. Admin; never one that is in use.
 
     Attributes:
         model_name: the name, not the path.
