@@ -18,7 +18,7 @@ from llmws.engine.paged import Batch, Decodes, Span
 IMPLEMENTATION: Final = "llmws_paged"
 """The name under which transformers knows it."""
 
-_UNSAID: Final = -1
+_UNSAID: Final = object()
 
 
 def paged_attention(
@@ -30,7 +30,7 @@ def paged_attention(
     *,
     paged: Batch,
     scaling: float | None = None,
-    sliding_window: int | None = _UNSAID,
+    sliding_window: object = _UNSAID,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
@@ -48,7 +48,7 @@ def paged_attention(
         attention_mask: none is made for an implementation that has registered no way to make one.
         paged: the step.
         scaling: of the scores; by default 1 / sqrt(key_dim).
-        sliding_window: where a model says it, it must be that of the layout.
+        sliding_window: what the model's code makes of the configuration; it must be what the layout made of it.
         softcap: scores become softcap * tanh(score / softcap).
         s_aux: [heads]: a logit a head that takes part in the softmax and has no value (attention sinks).
         position_bias: is not supported.
@@ -65,8 +65,10 @@ def paged_attention(
     layer: Any = module.layer_idx
     group, slot = pool.layout.places[layer]
     batch = paged.groups[group]
-    if sliding_window not in (_UNSAID, batch.window):
-        raise NotImplementedError(f"layer {layer} has window {sliding_window}, its configuration says {batch.window}")
+    # Code that knows no windows says nothing, and ignores one in its configuration.
+    window = None if sliding_window is _UNSAID else sliding_window
+    if window != batch.window:
+        raise NotImplementedError(f"layer {layer} has window {window}, its configuration says {batch.window}")
     keys, values = pool.keys[slot], pool.values[slot]
     _store(keys, batch.slots, key)
     _store(values, batch.slots, value)

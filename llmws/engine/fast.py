@@ -122,8 +122,6 @@ class FastRunner:
         assert self._scheduler is not None
         check_request(request, self.info, self._vocabulary)
         prompt, emitted = request.prompt_ids, request.emitted_ids
-        with own_errors():
-            self._sampler.add(request.key, request.sampling, prompt_ids=prompt, emitted_ids=emitted)
         self._scheduler.add(
             request.key,
             (*prompt, *emitted),
@@ -133,6 +131,12 @@ class FastRunner:
             # the same parts, and the last id alone. Other sums of the same numbers would differ in their last bits.
             computed_apart=(len(prompt), len(prompt) + len(emitted) - 1) if emitted else (),
         )
+        try:
+            with own_errors():
+                self._sampler.add(request.key, request.sampling, prompt_ids=prompt, emitted_ids=emitted)
+        except LlmwsError:
+            self._scheduler.free(request.key)
+            raise
         self._untold[request.key] = len(prompt)
 
     def step(self, keys: Sequence[str]) -> Mapping[str, Token | LlmwsError]:  # noqa: ARG002 - all that were started
@@ -141,19 +145,7 @@ class FastRunner:
         slices = self._scheduler.plan()
         if not slices:
             return {}
-        outcomes: dict[str, Token | LlmwsError] = {}
-        try:
-            sampling = self._compute(slices)
-        except LlmwsError as error:
-            log.warning("a step of %d streams failed (%s); each is tried alone", len(slices), error)
-            sampling = []
-            for each in slices:
-                try:
-                    sampling += self._compute([each])
-                except LlmwsError as own:
-                    outcomes[each.key] = own
-        for key, outcome in sampling:
-            outcomes[key] = self._told(key, outcome)
+        outcomes = {key: self._told(key, outcome) for key, outcome in self._outcomes(slices).items()}
         for key, outcome in outcomes.items():
             if isinstance(outcome, LlmwsError):
                 self.free(key)
@@ -174,13 +166,24 @@ class FastRunner:
         del self._network, self._sampler
         _give_back()
 
-    def _compute(self, slices: Sequence[Slice]) -> list[tuple[str, Token | LlmwsError]]:
-        """One forward over these slices, and what the streams that sample in it got."""
-        assert self._pool is not None
+    def _outcomes(self, slices: Sequence[Slice]) -> dict[str, Token | LlmwsError]:
+        """What one forward gives the streams that sample; where it fails, one of each stream's own."""
+        try:
+            return self._compute(slices)
+        except LlmwsError as error:
+            if len(slices) == 1:
+                # What is kept of it must not hold the memory of the step that failed.
+                error.__context__ = None
+                return {slices[0].key: error.with_traceback(None)}
+            log.warning("a step of %d streams failed (%s); each is tried alone", len(slices), str(error))
+        # Out here the error is gone, and with it what its frames held.
+        return {key: outcome for each in slices for key, outcome in self._outcomes([each]).items()}
+
+    def _compute(self, slices: Sequence[Slice]) -> dict[str, Token | LlmwsError]:
         keys = [each.key for each in slices if each.samples]
         with own_errors():
             logits = self._forward(slices)
-            return list(zip(keys, self._sampler.choose(keys, logits), strict=True)) if keys else []
+            return dict(zip(keys, self._sampler.choose(keys, logits), strict=True)) if keys else {}
 
     @torch.inference_mode()
     def _forward(self, slices: Sequence[Slice]) -> torch.Tensor:
@@ -192,7 +195,7 @@ class FastRunner:
                 [each.start + 1 for each in slices],
                 [each.tables for each in slices],
             )
-        return forward(self._network, self._pool, slices)
+        return forward(self._network, self._pool.pack(slices))
 
     def _decode_graphs(self, pool: Pool) -> DecodeGraphs:
         """Ready for the largest batch."""
@@ -240,15 +243,14 @@ def decode(network: Network, pool: Pool, streams: DecodeBatch) -> torch.Tensor:
     return logits
 
 
-def forward(network: Network, pool: Pool, slices: Sequence[Slice]) -> torch.Tensor:
-    """One forward of a prepared model over a step's slices.
+def forward(network: Network, batch: Batch) -> torch.Tensor:
+    """One forward of a prepared model over a step.
 
     Returns:
         logits of the slices that sample, in their order: [streams, vocabulary].
     """
-    batch = pool.pack(slices)
     # At least one row is asked for: not every matrix product takes none.
-    rows = batch.sampling if len(batch.sampling) else torch.zeros(1, dtype=torch.int64, device=pool.device)
+    rows = batch.sampling if len(batch.sampling) else torch.zeros_like(batch.ids[0, :1])
     narrow = "logits_to_keep" in forward_parameters(type(network))
     outputs = network(
         input_ids=batch.ids,

@@ -44,6 +44,9 @@ class Network(Protocol):
     def _prepare_position_ids_for_generation(self, ids: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The positions of a prompt, as `generate()` asks for them."""
 
+    def tie_weights(self) -> None:
+        """Has the modules that share a weight share it again."""
+
     def get_input_embeddings(self) -> torch.nn.Embedding:
         """The module that turns ids into vectors."""
 

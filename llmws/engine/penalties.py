@@ -124,7 +124,9 @@ def penalise_(logits: Tensor, penalties: Sequence[Penalties]) -> None:
 
 def _repeated(scores: Tensor, factors: Tensor) -> Tensor:
     """Source: Keskar et al. 2019, CTRL (arXiv:1909.05858), 4.1, with the sign fix of transformers."""
-    return torch.where(scores < 0, scores * factors, scores / factors)
+    limits = torch.finfo(scores.dtype)
+    # A tiny factor, which is allowed, would lead beyond what the type holds.
+    return torch.where(scores < 0, scores * factors, scores / factors).clamp(limits.min, limits.max)
 
 
 def _flat_index(logits: Tensor, ids: Sequence[Tensor]) -> Tensor:
