@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mutants import engine, prompt, protocol, scheduler, session, store, triton
+from mutants import engine, fast, prompt, protocol, scheduler, session, store, triton
 from mutants.planted import Mutant
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,7 @@ MUTANTS = [
     *prompt.MUTANTS,
     *engine.MUTANTS,
     *scheduler.MUTANTS,
+    *fast.MUTANTS,
     *triton.MUTANTS,
 ]
 
