@@ -103,15 +103,17 @@ MAX_IMAGES = 16
 
 
 class ImageInput(Value, frozen=True, kw_only=True):
-    """An encoded image, checked for size and type already.
+    """An encoded image, as its author sent it; nothing of it is checked yet.
 
     Attributes:
-        mime: one of the types that the protocol takes.
+        mime: one of the types that the protocol takes; what the bytes are is to be seen.
         data: the file's bytes.
+        name: what its author knows it by.
     """
 
     mime: str
     data: bytes
+    name: str = "the image"
 
 
 class GenerationRequest(Value, frozen=True, kw_only=True):
@@ -126,7 +128,8 @@ class GenerationRequest(Value, frozen=True, kw_only=True):
         emitted_ids: completion ids that are already in the log; never sampled again.
         emitted_text: the text that was sent for them; held-back text is `text(emitted_ids)` minus this.
         sampling: fully resolved: no field that the engine needs is None, `seed` included; `stop` is a list.
-        max_new_tokens: completion tokens in all, emitted ones included; prompt + this <= max_context.
+        max_new_tokens: completion tokens in all, emitted ones included; prompt + this <= max_context, an image
+            counted as one: where it takes more than is left, the completion ends earlier.
     """
 
     key: str
@@ -222,6 +225,12 @@ class Engine(Protocol):
 
         Models stay side by side while they fit. For one that does not, the one that has been idle the longest goes
         first, with a `ModelUnloaded`; while all are busy the load waits, and so does everything submitted after it.
+        """
+
+    def withdraw(self, name: str) -> None:
+        """Takes back a load that has not begun; unknown names are ignored.
+
+        A request that names the model still loads it.
         """
 
     def submit(self, request: GenerationRequest) -> None:

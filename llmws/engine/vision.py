@@ -1,14 +1,12 @@
 """Images in a prompt: from encoded files to what a model's first forward takes.
 
-Owns their decoding, and the model's own processor. Knows no streams. Invariants: no pixel is decoded of a file that is
-not what its author says it is, or that has more of them than are allowed; an image takes as many tokens as the model's
-processor gives it, whatever else is in the prompt.
+Owns the model's own processor. Knows no streams. Invariant: an image takes as many tokens as the model's processor
+gives it, whatever else is in the prompt.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -16,30 +14,28 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 import torch
 import transformers
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from llmws.engine.image_files import read_images
 from llmws.engine.network import Network
 from llmws.engine_api import GenerationRequest, ImageInput
-from llmws.errors import BadRequestError
+from llmws.errors import BadRequestError, ModelInvalidError
 from llmws.protocol.messages import Sampling
 from llmws.tokenizer_files import PROCESSORS
-
-log = logging.getLogger(__name__)
-
-# Pillow's own bound is a warning, and looser; `read_image` looks at the size before any pixel is decoded.
-Image.MAX_IMAGE_PIXELS = None
-
-_FORMATS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
 
 _PER_TOKEN: Final = ("token_type_ids", "mm_token_type_ids")
 """What a processor says of each token. Source: `prepare_inputs_for_generation`, transformers 5."""
 
-_MAX_RATIO: Final = 64
-"""Of the longer side to the shorter: where a processor scales by the shorter one, a thin line would take gigabytes."""
-
 _USUAL_PIXELS: Final = 1024
 """Width and height of the image that tells how many tokens one takes, where that depends on its size."""
+
+_SHAPES: Final = ((64, 64), (1024, 1024), (256, 1024), (1024, 256))
+"""Of images that tell whether the processor makes all of them one size."""
+
+_REDUCING_GAP: Final = 3
+"""To how many times the size that a model sees a larger image may be reduced before it is resampled: no difference is
+seen from three on. Source: `Image.thumbnail`, Pillow."""
 
 
 class Sight(NamedTuple):
@@ -61,6 +57,20 @@ class Sight(NamedTuple):
         }
 
 
+class _Processed(NamedTuple):
+    """What a processor made of images.
+
+    Attributes:
+        ids: of each image.
+        per_token: what else it says of each of these, by name.
+        tensors: of all images.
+    """
+
+    ids: list[list[int]]
+    per_token: Mapping[str, list[list[int]]]
+    tensors: Mapping[str, torch.Tensor]
+
+
 class Processor(Protocol):
     """What is used of a transformers processor."""
 
@@ -77,10 +87,13 @@ class Vision:
     Args:
         network: a transformers model that takes images.
         processor: of the model.
-        max_pixels: that an image may have.
+        max_pixels: that the images of a prompt may have together.
 
     Attributes:
         image_tokens: that an image of 1024 x 1024 pixels takes; for many models every image does.
+
+    Raises:
+        ModelInvalidError: in a prompt, what the processor makes of one image cannot be told from that of the next.
     """
 
     def __init__(self, network: Network, processor: Processor, *, max_pixels: int) -> None:
@@ -88,8 +101,13 @@ class Vision:
         self._processor = processor
         self._max_pixels = max_pixels
         self._placeholder: int = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        self._separator, self._separator_id = _separator(processor)
         usual = Image.new("RGB", (_USUAL_PIXELS, _USUAL_PIXELS))
-        self.image_tokens = self._processed([usual])["input_ids"].shape[1]
+        [alone] = self._processed([usual]).ids
+        if self._processed([usual, usual]).ids != [alone, alone]:
+            raise ModelInvalidError("its processor runs images together")
+        self.image_tokens = len(alone)
+        self._enough = self._largest_side()
 
     def expand(self, request: GenerationRequest) -> tuple[GenerationRequest, Sight]:
         """The request without its images, as many ids in the place of each as it takes; and what they show.
@@ -103,17 +121,11 @@ class Vision:
                 f"the prompt has {len(places)} places for {len(request.images)} images; does its text say "
                 f"{self._processor.image_token}, or does the model's chat template show no images?"
             )
-        images = [
-            read_image(image, name=f"image {number}", max_pixels=self._max_pixels)
-            for number, image in enumerate(request.images, start=1)
-        ]
-        alone = [self._processed([image]) for image in images]
-        together = alone[0] if len(alone) == 1 else self._processed(images)
-        ids = _replaced(request.prompt_ids, places, [each["input_ids"][0].tolist() for each in alone])
-        tensors = {name: value for name, value in together.items() if name not in ("input_ids", "attention_mask")}
-        for name in set(_PER_TOKEN) & tensors.keys():
-            values = _replaced([0] * len(request.prompt_ids), places, [each[name][0].tolist() for each in alone])
-            tensors[name] = torch.tensor([values])
+        made = self._processed(read_images(request.images, max_pixels=self._max_pixels, enough=self._enough))
+        ids = _replaced(request.prompt_ids, places, made.ids)
+        tensors = dict(made.tensors)
+        for name, parts in made.per_token.items():
+            tensors[name] = torch.tensor([_replaced([0] * len(request.prompt_ids), places, parts)])
         return msgspec.structs.replace(request, prompt_ids=tuple(ids), images=()), self._sight(ids, tensors)
 
     def _sight(self, ids: list[int], tensors: Mapping[str, torch.Tensor]) -> Sight:
@@ -135,9 +147,30 @@ class Vision:
             GenerationRequest(key="", prompt_ids=ids, images=(image,), sampling=Sampling(), max_new_tokens=1)
         )
 
-    def _processed(self, images: list[Image.Image]) -> Mapping[str, torch.Tensor]:
-        text = self._processor.image_token * len(images)
-        return self._processor(images=images, text=text, add_special_tokens=False, return_tensors="pt")
+    def _processed(self, images: list[Image.Image]) -> _Processed:
+        text = self._separator.join([self._processor.image_token] * len(images))
+        made = dict(self._processor(images=images, text=text, add_special_tokens=False, return_tensors="pt"))
+        ids = made.pop("input_ids")[0].tolist()
+        made.pop("attention_mask", None)
+        separators = [index for index, token in enumerate(ids) if token == self._separator_id]
+        per_token = {name: _split(made.pop(name)[0].tolist(), separators) for name in _PER_TOKEN if name in made}
+        return _Processed(_split(ids, separators), per_token, made)
+
+    def _largest_side(self) -> int | None:
+        """Pixels of the shorter side beyond which the model cannot see more; None where that depends on the image."""
+        made = [self._processed([Image.new("RGB", shape)]).tensors.get("pixel_values") for shape in _SHAPES]
+        shapes = {None if pixels is None else tuple(pixels.shape) for pixels in made}
+        shape = shapes.pop() if len(shapes) == 1 else None
+        return None if shape is None else _REDUCING_GAP * max(shape[-2:])
+
+
+def _separator(processor: Processor) -> tuple[str, int]:
+    """A special token that no image takes, to stand between two."""
+    tokenizer = processor.tokenizer
+    text = tokenizer.eos_token or tokenizer.bos_token or tokenizer.pad_token
+    if text is None:
+        raise ModelInvalidError("its tokenizer has no special token to tell one image from the next")
+    return text, tokenizer.convert_tokens_to_ids(text)
 
 
 def has_processor(folder: Path) -> bool:
@@ -174,38 +207,10 @@ def _processor(folder: Path, config: transformers.PreTrainedConfig) -> Processor
             raise error from None
 
 
-def read_image(image: ImageInput, *, name: str, max_pixels: int) -> Image.Image:
-    """Decodes an image: the first frame, upright, in RGB, what is transparent on white.
-
-    Raises:
-        BadRequestError: it is not of its declared type, broken, or too large; the message begins with `name`.
-    """
-    declared = _FORMATS[image.mime]
-    try:
-        opened = Image.open(io.BytesIO(image.data), formats=[declared])
-    except Exception as error:  # noqa: BLE001 - what Pillow raises over a hostile file is anything
-        log.info("%s was refused: %s", name, error)
-        raise BadRequestError(f"{name} is not a {declared} file") from None
-    with opened:
-        width, height = opened.size
-        if width * height > max_pixels:
-            raise BadRequestError(f"{name} has {width} x {height} pixels; at most {max_pixels} are taken")
-        if max(width, height) > _MAX_RATIO * min(width, height):
-            message = f"{name} has {width} x {height} pixels; one side may be {_MAX_RATIO} times the other at most"
-            raise BadRequestError(message)
-        try:
-            return _flat(ImageOps.exif_transpose(opened))
-        except Exception as error:  # noqa: BLE001 - likewise
-            log.info("%s was refused: %s", name, error)
-            raise BadRequestError(f"{name} is broken or cut short") from None
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """The image in RGB, on white where it is transparent."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    solid = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
+def _split(values: Sequence[int], separators: Sequence[int]) -> list[list[int]]:
+    """The parts of the values between those at `separators`."""
+    starts, ends = [0, *(index + 1 for index in separators)], [*separators, len(values)]
+    return [list(values[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
 def _replaced(values: Sequence[int], places: Sequence[int], inserted: Sequence[Sequence[int]]) -> list[int]:

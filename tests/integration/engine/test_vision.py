@@ -4,11 +4,12 @@ import struct
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 import transformers
 from PIL import Image
 
-from llmws.engine.vision import read_image
+from llmws.engine.image_files import read_images
 from llmws.engine_api import MAX_IMAGES, GenerationRequest, ImageInput, ModelLoaded, Turn
 from llmws.errors import BadRequestError
 from llmws.prompt import model_text
@@ -206,7 +207,7 @@ HOSTILE = {
 def test_a_bad_file_is_that_requests_error_and_nobody_elses(image, seeing):
     model = seeing("llava")
     bad, why = HOSTILE[image]
-    answer = model.ask(question(2), images=[WHOLE, bad])
+    answer = model.ask(question(2), images=[WHOLE, msgspec.structs.replace(bad, name="image 2")])
     after = model.ask(question(), images=[WHOLE])
 
     assert answer.error_code == ErrorCode.BAD_REQUEST
@@ -215,7 +216,8 @@ def test_a_bad_file_is_that_requests_error_and_nobody_elses(image, seeing):
 
 
 def read(image):
-    return read_image(image, name="it", max_pixels=10_000)
+    [pixels] = read_images([image], max_pixels=10_000)
+    return pixels
 
 
 def test_of_an_animation_the_first_frame_counts():
@@ -244,13 +246,59 @@ def test_every_type_of_the_protocol_is_read(kind):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_the_bound_on_pixels_is_exact(kind):
     read(encoded(Image.new("RGB", (100, 100)), kind))
-    with pytest.raises(BadRequestError, match=r"^it has 101 x 100 pixels; at most 10000 are taken$"):
+    with pytest.raises(BadRequestError, match=r"^the image has 101 x 100 pixels; at most 10000 are taken$"):
         read(encoded(Image.new("RGB", (101, 100)), kind))
+
+
+def test_the_bound_on_pixels_is_one_of_all_images_together():
+    half, rest = (encoded(Image.new("L", size)) for size in ((100, 50), (50, 101)))
+    read_images([half, half], max_pixels=10_000)
+    with pytest.raises(BadRequestError, match=r"earlier turns included, have 10050 pixels together; .* \(/new\)$"):
+        read_images([half, rest], max_pixels=10_000)
+
+
+def test_a_jpeg_of_countless_scans_is_refused():
+    image = encoded(picture(1), "JPEG", progressive=True)
+    read(image)
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"
+    bomb = msgspec.structs.replace(image, data=image.data[:-2] + scan * 101 + image.data[-2:])
+    with pytest.raises(BadRequestError, match=r"^the image is a JPEG of more than 100 scans"):
+        read(bomb)
+
+
+def test_greys_of_16_bits_are_seen():
+    greys = Image.new("I;16", (3, 1))
+    for x, value in enumerate((0, 0x8000, 0xFFFF)):
+        greys.putpixel((x, 0), value)
+    seen = read(encoded(greys))
+    assert [seen.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+def test_the_grey_that_stands_for_nothing_is_white(mode):
+    seen = read(encoded(Image.new(mode, (1, 1), 9), transparency=9))
+    assert seen.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_image_is_reduced_where_no_more_can_be_seen(kind):
+    [seen] = read_images([encoded(Image.new("RGB", (100, 40), "blue"), kind)], max_pixels=10_000, enough=10)
+    assert seen.size == (25, 10)
+    assert seen.getpixel((20, 5))[2] > 200
+
+
+def test_a_model_that_sees_one_size_gets_about_that_of_a_large_image(seeing):
+    """What is reduced first is to the model about what it would be without."""
+    model = seeing("llava")
+    large = Image.radial_gradient("L").resize((900, 700))
+    assert model.ask(question(), images=[encoded(large)]).ids == model.generated(question(), images=[large])
 
 
 def test_a_thin_line_is_refused():
     read(encoded(Image.new("L", (64, 1))))
-    with pytest.raises(BadRequestError, match=r"^it has 1 x 65 pixels; one side may be 64 times the other at most$"):
+    with pytest.raises(
+        BadRequestError, match=r"^the image has 1 x 65 pixels; one side may be 64 times the other at most$"
+    ):
         read(encoded(Image.new("L", (1, 65))))
 
 
