@@ -94,6 +94,9 @@ class PacedEngine:
             self._streams[request.key] = _Stream(request)
             self._changed.notify()
 
+    def withdraw(self, name: str) -> None:
+        """See `Engine.withdraw`. A load ends where it is asked for."""
+
     def cancel(self, key: str) -> None:
         """See `Engine.cancel`."""
         with self._changed:

@@ -114,6 +114,13 @@ class ScriptedEngine:
         """See `Engine.load`."""
         self._enqueue(model)
 
+    def withdraw(self, name: str) -> None:
+        """See `Engine.withdraw`."""
+        with self._changed:
+            self._queue = [each for each in self._queue if not (isinstance(each, ModelRef) and each.name == name)]
+            events = self._admit() if self._thread is None else []
+        self._mailbox.put(events)
+
     def submit(self, request: GenerationRequest) -> None:
         """See `Engine.submit`."""
         steps = self._script(request) if callable(self._script) else self._script

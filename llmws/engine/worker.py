@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from llmws.engine.mailbox import Mailbox
 from llmws.engine.models import Models, Resident, StoppedError
@@ -28,6 +29,17 @@ _RATE_WINDOW_S = 5.0
 ENGINE_THREAD = "llmws-engine"
 CLOSE_TIMEOUT_S = 2.0
 """A step ends well within; a load of a large model, or the import of torch, is not waited for."""
+
+
+class _Cancel(NamedTuple):
+    key: str
+
+
+class _Withdraw(NamedTuple):
+    name: str
+
+
+_Command = GenerationRequest | ModelRef | _Cancel | _Withdraw
 
 
 def exit_process(error: Exception) -> None:
@@ -59,7 +71,7 @@ class Worker:
         self._on_fatal = on_fatal
         self._clock_s = clock_s
         self._changed = threading.Condition()
-        self._inbox: deque[GenerationRequest | ModelRef | str] = deque()
+        self._inbox: deque[_Command] = deque()
         self._closed = False
         self._rate: deque[tuple[float, int]] = deque()
         self._thread: threading.Thread | None = None
@@ -79,13 +91,17 @@ class Worker:
         """See `Engine.load`."""
         self._tell(model)
 
+    def withdraw(self, name: str) -> None:
+        """See `Engine.withdraw`."""
+        self._tell(_Withdraw(name))
+
     def submit(self, request: GenerationRequest) -> None:
         """See `Engine.submit`."""
         self._tell(request)
 
     def cancel(self, key: str) -> None:
         """See `Engine.cancel`."""
-        self._tell(key)
+        self._tell(_Cancel(key))
 
     def take(self) -> list[EngineEvent]:
         """See `Engine.take`."""
@@ -109,7 +125,7 @@ class Worker:
             self._mailbox.close()
             self._thread.join(CLOSE_TIMEOUT_S)
 
-    def _tell(self, command: GenerationRequest | ModelRef | str) -> None:
+    def _tell(self, command: _Command) -> None:
         with self._changed:
             self._inbox.append(command)
             self._changed.notify_all()
@@ -136,19 +152,21 @@ class Worker:
             return not self._closed
 
     def _take_in(self) -> None:
-        """Puts what came into the line; a cancel takes effect. Under the lock."""
+        """Puts what came into the line; what takes back takes effect. Under the lock."""
         commands = list(self._inbox)
         self._inbox.clear()
         for command in commands:
-            if isinstance(command, str):
-                self._forget(command)
-            else:
-                self._line.append(command)
-
-    def _forget(self, key: str) -> None:
-        if key in self._running:
-            self._end(key)
-        self._line = deque(r for r in self._line if isinstance(r, ModelRef) or r.key != key)
+            match command:
+                case _Cancel(key):
+                    if key in self._running:
+                        self._end(key)
+                    self._line = deque(item for item in self._line if isinstance(item, ModelRef) or item.key != key)
+                case _Withdraw(name):
+                    self._line = deque(
+                        item for item in self._line if not (isinstance(item, ModelRef) and item.name == name)
+                    )
+                case _:
+                    self._line.append(command)
 
     def _admit(self) -> list[EngineEvent]:
         """Starts what may start from the front of the line; nothing overtakes."""

@@ -31,6 +31,10 @@ class Load(Frame, frozen=True):
     model: ModelRef
 
 
+class Withdraw(Frame, frozen=True):
+    name: str
+
+
 class Submit(Frame, frozen=True):
     request: GenerationRequest
 
@@ -63,7 +67,7 @@ class State(Frame, frozen=True):
     resources: EngineResources
 
 
-_commands = msgspec.msgpack.Decoder(Load | Submit | Cancel | Take | AskState | Close)
+_commands = msgspec.msgpack.Decoder(Load | Withdraw | Submit | Cancel | Take | AskState | Close)
 _answers = msgspec.msgpack.Decoder(News | Taken | State)
 
 _context = multiprocessing.get_context("forkserver")
@@ -97,6 +101,10 @@ class ProcessEngine:
     def load(self, model: ModelRef) -> None:
         """See `Engine.load`."""
         self._send(Load(model))
+
+    def withdraw(self, name: str) -> None:
+        """See `Engine.withdraw`."""
+        self._send(Withdraw(name))
 
     def submit(self, request: GenerationRequest) -> None:
         """See `Engine.submit`."""
@@ -174,6 +182,8 @@ def _serve(pipe: Connection, make_engine: Callable[[], Engine]) -> None:
         match _commands.decode(frame):
             case Load(model):
                 engine.load(model)
+            case Withdraw(name):
+                engine.withdraw(name)
             case Submit(request):
                 engine.submit(request)
             case Cancel(key):

@@ -302,6 +302,26 @@ def test_requests_run_on_the_model_that_they_name(loaded):
     assert (answers[1].ids, answers[1].text) == (answers[3].ids, answers[3].text)
 
 
+def test_a_load_that_has_not_begun_can_be_taken_back(loaded):
+    """Behind more streams than run at once. A request that names the model still loads it."""
+    running = [f"r{number}" for number in range(40)]
+    for key in running:
+        loaded.ask(key)
+    loaded.engine.load(loaded.other)
+    loaded.ask("behind", model=loaded.other)
+    loaded.engine.load(loaded.broken)
+    loaded.engine.withdraw(loaded.broken.name)
+    loaded.engine.withdraw(loaded.other.name)
+    loaded.engine.withdraw("never was")
+    loaded.ask("unnamed")
+    loaded.engine.load(loaded.model)
+    loaded.ear.answer(*running, "behind", "unnamed")
+    loaded.ear.until(lambda: loaded.ear.models()[-1].info.ref == loaded.model)
+
+    assert not any(isinstance(event, ModelFailed) for event in loaded.ear.heard)
+    assert [event.info.ref for event in loaded.ear.models()] == [loaded.model, loaded.other, loaded.model]
+
+
 def test_what_is_asked_after_a_load_waits_for_it(case):
     case.engine.load(case.model)
     case.ask("a")
