@@ -11,12 +11,16 @@ from typing import Any, Final
 
 import torch
 import transformers
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from llmws.engine.paged import Batch, Decodes, Span
 
 IMPLEMENTATION: Final = "llmws_paged"
 """The name under which transformers knows it."""
+
+WRITTEN_SCORES: Final = {"cpu": 2**24, "cuda": 2**28}
+"""Scores of all heads that are written out at a time, at most, where no fused kernel knows what a layer wants."""
 
 _UNSAID: Final = object()
 
@@ -73,7 +77,7 @@ def paged_attention(
     _store(keys, batch.slots, key)
     _store(values, batch.slots, value)
     rows = query[0].transpose(0, 1)  # [tokens, heads, key_dim]
-    scores = Scores(scaling, batch.window, softcap, s_aux)
+    scores = Scores(scaling, batch.window, softcap, s_aux, avoids_masks=query.device.type == "cuda")
     parts = [scores.attend(rows[span.start : span.end], *_visible(keys, values, span)) for span in batch.spans]
     if batch.decodes is not None:
         parts.insert(0, scores.decode(rows[: len(batch.decodes.lengths)], keys, values, batch.decodes))
@@ -100,15 +104,23 @@ class Scores:
         window: see there.
         softcap: see there.
         sinks: see there.
+        avoids_masks: whether kernels are slower with a mask: flash attention on CUDA takes none.
     """
 
     def __init__(
-        self, scaling: float | None, window: int | None, softcap: float | None, sinks: torch.Tensor | None
+        self,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+        *,
+        avoids_masks: bool = False,
     ) -> None:
         self._scaling = scaling
         self._window = window
         self._softcap = softcap
         self._sinks = sinks
+        self._avoids_masks = avoids_masks
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention of one stream's queries, the last of which is at the last key's position.
@@ -133,9 +145,17 @@ class Scores:
             grouped = query.view(1, key.shape[1], -1, query.shape[2])
             out = scaled_dot_product_attention(grouped, key, value, scale=self._scaling)
             return out.view(1, heads, -1)
-        mask = self._mask(queries, key.shape[2], query.device)
+        query = query.transpose(0, 1)[None]
+        keys = key.shape[2]
+        mask: torch.Tensor | None
+        if self._avoids_masks and queries < keys and (self._window is None or keys <= self._window):
+            mask = causal_lower_right(queries, keys)
+        else:
+            mask = self._mask(queries, keys, query.device)
+        if self._avoids_masks and heads != key.shape[1] and not _takes_groups(query, key, value, mask):
+            key, value = (each.repeat_interleave(heads // each.shape[1], dim=1) for each in (key, value))
         out = scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
+            query,
             key,
             value,
             attn_mask=mask,
@@ -172,7 +192,20 @@ class Scores:
         )
 
     def _attend_openly(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The same with every score written out, as fused kernels know neither caps nor sinks."""
+        """The same with scores written out, of some queries at a time: fused kernels know neither caps nor sinks."""
+        queries, heads, _ = query.shape
+        keys = key.shape[0]
+        size = max(1, WRITTEN_SCORES[query.device.type] // (heads * keys))
+        if queries <= size:
+            return self._written_out(query, key, value)
+        parts = []
+        for start in range(0, queries, size):
+            end = min(start + size, queries)
+            seen = keys - queries + end
+            parts.append(self._written_out(query[start:end], key[:seen], value[:seen]))
+        return torch.cat(parts)
+
+    def _written_out(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         queries, heads, dim = query.shape
         kv_heads = key.shape[1]
         grouped = query.view(queries, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3)
@@ -197,6 +230,18 @@ class Scores:
         others = torch.arange(keys, device=device)
         mask = others <= at
         return mask if self._window is None else mask & (others > at - self._window)
+
+
+def _takes_groups(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether a fused kernel of CUDA takes fewer heads of keys than of queries.
+
+    Flash does, and it alone in every torch that this runs on. Where no fused kernel takes them, torch writes out every
+    score in float32.
+    """
+    if mask is not None and not isinstance(mask, CausalBias):
+        return False
+    parameters = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, True)  # noqa: FBT003
+    return torch.backends.cuda.can_use_flash_attention(parameters)
 
 
 transformers.AttentionInterface.register(IMPLEMENTATION, paged_attention)

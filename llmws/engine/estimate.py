@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from llmws.engine import fast, memory
+from llmws.engine.attention import WRITTEN_SCORES
 from llmws.engine.fallback import PREFILL_TOKENS
 from llmws.engine.graphs import buckets
 from llmws.engine.layout import PagedFootprint, layout
@@ -152,21 +153,24 @@ def paged_footprint(
     Raises:
         ModelInvalidError: the configuration does not say, or its layers have no pages.
     """
-    capped = bool(config.get("attn_logit_softcapping"))
-    forward = memory.footprint(
-        config,
-        dtype_bytes=dtype.itemsize,
-        chunk=fast.step_tokens(fast.budget(device, max_running)),
-        eager=capped or writes_scores,
-        layers=(),
-    )
+    is_open = writes_scores or bool(config.get("attn_logit_softcapping"))
+    chunk = fast.step_tokens(fast.budget(device, max_running))
+    pages = layout(config)
+    forward = memory.footprint(config, dtype_bytes=dtype.itemsize, chunk=chunk, eager=is_open, layers=())
     forward = msgspec.structs.replace(forward, token_values=max(forward.token_values, token_values))
     recorded = 0
     if device.type == "cuda":
         # Recorded steps share the memory of the largest one, but for the logits that each comes out with.
         sizes = buckets(max_running)
         recorded = sizes[-1] * forward.token_values + sum(sizes) * memory.vocabulary_size(config)
-    return PagedFootprint(layout(config), forward, max_running, recorded)
+    most_pairs = None
+    if is_open:
+        # A query alone may have more: no more than the keys that are repeated for its heads, which count anyway.
+        most_pairs = WRITTEN_SCORES[device.type] // memory.attention_heads(config)
+    elif device.type == "cuda":
+        # Only windows need masks there.
+        most_pairs = max((chunk * (window - 1 + chunk) for window in pages.windows if window is not None), default=0)
+    return PagedFootprint(pages, forward, max_running, most_pairs, recorded)
 
 
 def _refusal(folder: Path, model_class: type, config: memory.Config) -> str | None:

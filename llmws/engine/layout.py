@@ -63,12 +63,15 @@ class PagedFootprint(msgspec.Struct, frozen=True):
         layout: of the pages.
         forward: of the whole context in one forward, its `chunk` the tokens of a step; of its caches nothing is used.
         rows: streams that sample in one step.
+        most_pairs: tokens of a step times tokens of the context that are masked or written out at a time, at most; None
+            for all.
         recorded_values: numbers that recorded steps keep to themselves.
     """
 
     layout: Layout
     forward: Footprint
     rows: int
+    most_pairs: int | None = None
     recorded_values: int = 0
 
     def stream_bytes(self, context: int) -> int:
@@ -90,6 +93,8 @@ class PagedFootprint(msgspec.Struct, frozen=True):
         gathered = context * self.layout.kv_heads * (self.layout.key_dim + self.layout.value_dim)
         values = gathered + context * step.repeated_values + step.chunk * step.token_values + self.recorded_values
         pairs = min(step.chunk, context) * context
+        if self.most_pairs is not None:
+            pairs = min(pairs, self.most_pairs)
         return pairs * step.pair_bytes + values * step.dtype_bytes + self.rows * step.logits_bytes
 
     def need_bytes(self, context: int) -> int:

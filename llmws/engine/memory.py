@@ -196,8 +196,8 @@ def footprint(
         dtype_bytes=dtype_bytes,
         chunk=chunk,
         repeated_values=2 * heads * head_dim,
-        # The scores, their softmax in float32, and what is made of it.
-        pair_bytes=1 + dtype_bytes + (heads * (2 * dtype_bytes + 4) if eager else 0) if attends else 0,
+        # The mask, as numbers, and these padded for the kernel. The scores, the same in float32, and their softmax.
+        pair_bytes=1 + 2 * dtype_bytes + (heads * (dtype_bytes + 8) if eager else 0) if attends else 0,
         # Residual, norms, queries, keys, values and the gated feed-forward, generously.
         token_values=6 * hidden + 4 * heads * head_dim + 4 * max(inner, experts_inner) + scan,
         logits_bytes=24 * _number(config, "vocab_size"),
@@ -212,6 +212,11 @@ def positions(config: Config) -> int | None:
 def hidden_size(config: Config) -> int:
     """Numbers of a token between two layers."""
     return _number(text_config(config), *_HIDDEN)
+
+
+def attention_heads(config: Config) -> int:
+    """Heads of queries."""
+    return _number(text_config(config), *_HEADS)
 
 
 def vocabulary_size(config: Config) -> int:

@@ -4,12 +4,14 @@ import itertools
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import transformers
 
 from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine import memory
+from llmws.engine.attention import WRITTEN_SCORES
 from llmws.engine.devices import chosen, placement
 from llmws.engine.estimate import paged_footprint
 from llmws.engine.fallback import Context, Increments, find_increments
@@ -72,6 +74,21 @@ def test_a_pool_takes_just_what_was_estimated(name, dtype):
     for context in CONTEXTS:
         pages = grows.layout.pages(context, step_tokens=grows.forward.chunk)
         assert Pool(grows.layout, pages=pages, dtype=dtype, device=device).nbytes == grows.cache_bytes(context)
+
+
+@pytest.mark.parametrize(("name", "device"), [("gemma2", "cpu"), ("gemma2", "cuda"), ("llama", "cuda")])
+def test_scores_and_masks_take_no_more_the_longer_the_context(name, device):
+    """Scores are written out of some queries at a time, and on CUDA only windows take masks."""
+    config = whole_config(tiny_models.CONFIGS[name])
+    grows = paged_footprint(
+        config, dtype=torch.bfloat16, device=torch.device(device), max_running=4, writes_scores=False
+    )
+    without = msgspec.structs.replace(grows, most_pairs=0)
+    [long, longer] = [grows.workspace_bytes(tokens) - without.workspace_bytes(tokens) for tokens in (10**6, 10**7)]
+
+    heads = config["num_attention_heads"]
+    scores = WRITTEN_SCORES[device] if name == "gemma2" else 0
+    assert long == longer == scores // heads * (5 + 10 * heads)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
