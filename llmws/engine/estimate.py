@@ -92,7 +92,7 @@ def estimate(folder: Path, *, dtype: torch.dtype, device: torch.device, tier: st
         weights_bytes=held,
         config=text,
         positions=memory.positions(text),
-        writes_scores=writes_scores(model_class),
+        writes_scores=writes_scores(model_class) or _is_capped(text),
     )
 
 
@@ -116,7 +116,7 @@ def growth(
         return paged_footprint(
             found.config, dtype=dtype, device=device, max_running=running, writes_scores=found.writes_scores
         )
-    chunk = PREFILL_TOKENS[device.type]
+    chunk = memory.UNBOUNDED_CONTEXT if found.tier_reason == IMAGES else PREFILL_TOKENS[device.type]
     return memory.footprint(found.config, dtype_bytes=dtype.itemsize, chunk=chunk, eager=found.writes_scores)
 
 
@@ -153,7 +153,7 @@ def paged_footprint(
     Raises:
         ModelInvalidError: the configuration does not say, or its layers have no pages.
     """
-    is_open = writes_scores or bool(config.get("attn_logit_softcapping"))
+    is_open = writes_scores or _is_capped(config)
     chunk = fast.step_tokens(fast.budget(device, max_running))
     pages = layout(config)
     forward = memory.footprint(config, dtype_bytes=dtype.itemsize, chunk=chunk, eager=is_open, layers=())
@@ -177,6 +177,10 @@ def _refusal(folder: Path, model_class: type, config: memory.Config) -> str | No
     if has_processor(folder):
         return IMAGES
     return unsuited(model_class, config)
+
+
+def _is_capped(config: memory.Config) -> bool:
+    return bool(config.get("attn_logit_softcapping"))
 
 
 def _has_weights(folder: Path) -> bool:

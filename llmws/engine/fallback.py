@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from tokenizers import Tokenizer
 
@@ -29,7 +30,8 @@ from llmws.engine.runner import DeviceLostError, Token
 from llmws.engine.sampler import BatchSampler
 from llmws.engine.vision import Sight, Vision
 from llmws.engine_api import GenerationRequest, ModelInfo
-from llmws.errors import LlmwsError, ModelInvalidError
+from llmws.errors import LlmwsError, ModelInvalidError, PromptError
+from llmws.protocol import ErrorCode
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,11 @@ class Context:
         room: ids that may be appended.
         use_cache: whether the model remembers anything.
         sight: of a prompt with images, which the first forward must take whole.
+
+    Attributes:
+        caches: what the model remembers, by the name under which it goes in.
+        length: ids so far.
+        done: of these, what the model was fed.
     """
 
     def __init__(
@@ -86,6 +93,11 @@ class Context:
         self.length = len(ids)
         self.done = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no id may be appended any more."""
+        return self.length == self._ids.shape[1]
+
     def append(self, token_id: int) -> None:
         """Adds an id."""
         self._ids[0, self.length] = token_id
@@ -109,6 +121,7 @@ class Context:
         outputs = self._model(**inputs, return_dict=True)
         if self._use_cache:
             self.caches = {name: outputs[name] for name in _CACHES if outputs.get(name) is not None}
+            self._sight = None  # the model remembers what it saw; pixels take memory
         self.done = end
         logits: torch.Tensor = outputs["logits"][0, -1].float()
         return logits
@@ -212,9 +225,10 @@ class _Stream:
         logits = context.forward(end)
         return logits if end == context.length else None
 
-    def append(self, token: Token) -> None:
-        """Adds what was chosen."""
+    def append(self, token: Token) -> Token:
+        """Adds what was chosen; returns it, as the last one if it is."""
         self._context.append(token.id)
+        return msgspec.structs.replace(token, is_last=self._context.is_full)
 
 
 class FallbackRunner:
@@ -252,6 +266,9 @@ class FallbackRunner:
         self._tokenizer = tokenizer
         self._footprint = footprint
         self._increments = increments
+        # What a prompt with images takes at once, one without need not.
+        is_chunked = increments is Increments.CHUNKS
+        self._chunk = min(footprint.chunk, PREFILL_TOKENS[model.device.type]) if is_chunked else footprint.chunk
         self._vision = vision
         self._vocabulary = vocabulary(model)
         self._sampler = BatchSampler(self._vocabulary, model.device)
@@ -286,9 +303,10 @@ class FallbackRunner:
         if request.images and self._vision is not None:
             with own_errors():
                 request, sight = self._vision.expand(request)
+                request = _shortened(request, self.info)
         check_request(request, self.info, self._vocabulary)
         with own_errors():
-            stream = _Stream(self._model, request, sight, chunk=self._footprint.chunk, increments=self._increments)
+            stream = _Stream(self._model, request, sight, chunk=self._chunk, increments=self._increments)
             self._sampler.add(
                 request.key, request.sampling, prompt_ids=request.prompt_ids, emitted_ids=request.emitted_ids
             )
@@ -329,13 +347,26 @@ class FallbackRunner:
         if logits is None:
             return None
         [outcome] = self._sampler.choose([key], logits[None])
-        if isinstance(outcome, Token):
-            stream.append(outcome)
-        return outcome
+        return stream.append(outcome) if isinstance(outcome, Token) else outcome
 
     def _cache_bytes(self, request: GenerationRequest) -> int:
         more = len(request.images) * self.info.image_tokens
-        return self._footprint.cache_bytes(len(request.prompt_ids) + more + request.max_new_tokens)
+        length = len(request.prompt_ids) + more + request.max_new_tokens
+        return self._footprint.cache_bytes(min(length, self.info.max_context))
+
+
+def _shortened(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
+    """The request, for an answer no longer than images, as many tokens as they really take, leave room for.
+
+    Raises:
+        PromptError: they leave none.
+    """
+    length = len(request.prompt_ids)
+    if length + len(request.emitted_ids) >= info.max_context:
+        message = f"with its images the prompt has {length} tokens; the model's context is {info.max_context}"
+        raise PromptError(ErrorCode.CONTEXT_TOO_LONG, f"{message}, of which one is for the answer")
+    room = info.max_context - length
+    return msgspec.structs.replace(request, max_new_tokens=min(request.max_new_tokens, room))
 
 
 def _rounding(model: Network) -> float:

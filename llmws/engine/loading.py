@@ -35,7 +35,7 @@ from llmws.engine.estimate import (
     paged_footprint,
     writes_scores,
 )
-from llmws.engine.fallback import Context, FallbackRunner, check_sight, find_increments
+from llmws.engine.fallback import Context, FallbackRunner, Increments, check_sight, find_increments
 from llmws.engine.fast import FastRunner
 from llmws.engine.linears import held_bytes
 from llmws.engine.measure import measured_footprint, peak_values, whole_config
@@ -125,7 +125,8 @@ class TransformersLoader:
         with device_errors(model.name):
             with reporting(folder, progress):
                 network = read_network(folder, dtype, placement(budgets))
-            vision = self._vision(folder, network)
+            increments = find_increments(network, vocabulary(network)) if has_processor(folder) else None
+            vision = self._vision(folder, network, increments) if increments is not None else None
             # Before the tier changes how it attends: what is measured is all the rest.
             seen_values = peak_values(network)
             progress(total, total)  # other models' streams are stepped between the trials too
@@ -134,7 +135,8 @@ class TransformersLoader:
             budget_bytes = claim.budget_bytes - held_bytes(network)
             if refusal is None:
                 return self._fast(_Read(model, network, files, budget_bytes), seen_values)
-            return self._fallback(_Read(model, network, files, budget_bytes), vision, refusal)
+            increments = increments or find_increments(network, vocabulary(network))
+            return self._fallback(_Read(model, network, files, budget_bytes), increments, vision, refusal)
 
     def _fast(self, read: _Read, seen_values: int) -> FastRunner:
         network = read.network
@@ -165,11 +167,10 @@ class TransformersLoader:
             held_bytes=held_bytes(network),
         )
 
-    def _fallback(self, read: _Read, vision: Vision | None, refusal: str) -> FallbackRunner:
+    def _fallback(self, read: _Read, increments: Increments, vision: Vision | None, refusal: str) -> FallbackRunner:
         network = read.network
         is_compiled = self._optimization.compile and self._compiled(network)
-        increments = find_increments(network, vocabulary(network))
-        footprint = measured_footprint(network, increments)
+        footprint = measured_footprint(network, increments, sees=vision is not None)
         context = self._longest(footprint, memory.positions(whole_config(network.config)), read.budget_bytes)
         running = self._limits.max_running or FALLBACK_RUNNING
         info = self._info(
@@ -250,14 +251,12 @@ class TransformersLoader:
             return IMAGES
         return adopt(network, whole_config(network.config))
 
-    def _vision(self, folder: Path, network: Network) -> Vision | None:
+    def _vision(self, folder: Path, network: Network, increments: Increments) -> Vision | None:
         """What makes the model see, if it can; if not, the log says why, and it is served for text."""
-        if not has_processor(folder):
-            return None
         try:
             with device_errors("trying the model out on an image"):
                 vision = load_vision(folder, network, max_pixels=self._limits.max_image_pixels)
-                check_sight(network, vision, find_increments(network, vocabulary(network)))
+                check_sight(network, vision, increments)
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a processor lacks, text goes on

@@ -26,14 +26,19 @@ def whole_config(config: Any) -> memory.Config:  # noqa: ANN401 - transformers' 
     return {**config.to_dict(), **({"layer_types": list(layer_types)} if layer_types else {})}
 
 
-def measured_footprint(network: Network, increments: Increments) -> memory.Footprint:
+def measured_footprint(network: Network, increments: Increments, *, sees: bool = False) -> memory.Footprint:
     """The footprint of a model, checked on two short forwards, and on CUDA on a whole chunk.
+
+    Args:
+        network: the model.
+        increments: how it goes on from its cache.
+        sees: whether it takes images: a prompt with some is one forward.
 
     Raises:
         ModelInvalidError: the configuration does not even say how large the model is.
     """
     config = whole_config(network.config)
-    in_chunks = increments is Increments.CHUNKS
+    in_chunks = increments is Increments.CHUNKS and not sees
     chunk = PREFILL_TOKENS[network.device.type] if in_chunks else memory.UNBOUNDED_CONTEXT
     layers = () if increments is Increments.NONE else _layers(network, config)
     estimate = memory.footprint(

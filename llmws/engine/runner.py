@@ -26,11 +26,13 @@ class Token(msgspec.Struct, frozen=True):
     Attributes:
         logprob: log-probabilities where they were asked for.
         cached_tokens: prompt tokens that came from a cache; told with a stream's first token.
+        is_last: whether the model's context is full.
     """
 
     id: int
     logprob: TokenLogprob | None = None
     cached_tokens: int = 0
+    is_last: bool = False
 
 
 class DeviceLostError(Exception):

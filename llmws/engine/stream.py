@@ -52,7 +52,7 @@ class Stream:
         if isinstance(outcome, LlmwsError):
             return self.fail(*reason(outcome))
         try:
-            self._completion.push(outcome.id)
+            self._completion.push(outcome.id, is_last=outcome.is_last)
         except Exception as error:  # noqa: BLE001 - one request's error is never the thread's
             return self.fail(*reason(error))
         chunk = Chunk(

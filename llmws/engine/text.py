@@ -125,8 +125,8 @@ class Completion:
             raise ModelInvalidError("the text sent so far is not what the model's tokenizer makes of its tokens")
         self._unsent = replayed[len(request.emitted_text) :]
 
-    def push(self, token_id: int) -> None:
-        """Adds a sampled id. After `finish` is set, ids only count."""
+    def push(self, token_id: int, *, is_last: bool = False) -> None:
+        """Adds a sampled id; after one that `is_last` there is no room. Once there is `finish`, ids only count."""
         self.count += 1
         if self.finish is not None:
             return
@@ -136,7 +136,7 @@ class Completion:
         self._unsent += self._stop.push(self._detokenizer.push(token_id))
         if self._stop.found:
             self.finish = "stop"
-        elif self.count >= self._max_new_tokens:
+        elif is_last or self.count >= self._max_new_tokens:
             self._end("length")
 
     def take(self) -> str:

@@ -24,7 +24,7 @@ from llmws.errors import BadRequestError, ModelInvalidError
 from llmws.protocol.messages import Sampling
 from llmws.tokenizer_files import PROCESSORS
 
-_PER_TOKEN: Final = ("token_type_ids", "mm_token_type_ids")
+_PER_TOKEN: Final[tuple[str, ...]] = ("token_type_ids", "mm_token_type_ids")
 """What a processor says of each token. Source: `prepare_inputs_for_generation`, transformers 5."""
 
 _USUAL_PIXELS: Final = 1024
@@ -160,8 +160,9 @@ class Vision:
         """Pixels of the shorter side beyond which the model cannot see more; None where that depends on the image."""
         made = [self._processed([Image.new("RGB", shape)]).tensors.get("pixel_values") for shape in _SHAPES]
         shapes = {None if pixels is None else tuple(pixels.shape) for pixels in made}
-        shape = shapes.pop() if len(shapes) == 1 else None
-        return None if shape is None else _REDUCING_GAP * max(shape[-2:])
+        shape = shapes.pop()
+        is_one_picture = not shapes and shape is not None and len(shape) == len("NCHW") and shape[0] == 1
+        return _REDUCING_GAP * max(shape[-2:]) if shape is not None and is_one_picture else None
 
 
 def _separator(processor: Processor) -> tuple[str, int]:

@@ -34,8 +34,9 @@ def render(job: PromptJob, model: ModelText) -> PromptReady | PromptFailed:
             raise PromptError(ErrorCode.MODEL_FAILED, "the prompt is empty")
         if (images := _images(turns)) > MAX_IMAGES:
             raise PromptError(ErrorCode.CONTEXT_TOO_LONG, f"the prompt has {images} images; {MAX_IMAGES} are taken")
-        if (length := _length(ids, turns, job)) >= job.max_context:
-            raise _too_long(length, job.max_context)
+        # How many tokens images take is an estimate until the engine sees them: it drops turns, but refuses nobody.
+        if len(ids) >= job.max_context:
+            raise _too_long(len(ids), job.max_context)
     except PromptError as error:
         return PromptFailed(key=job.key, code=error.code, message=str(error))
     return PromptReady(key=job.key, ids=tuple(ids), images=images, dropped_turns=len(job.turns) - len(turns))
@@ -88,7 +89,7 @@ def _images(turns: Sequence[Turn]) -> int:
 
 
 def _length(ids: Sequence[int], turns: Sequence[Turn], job: PromptJob) -> int:
-    """Tokens of the prompt once each image is as many as it takes."""
+    """About as many tokens as the prompt has once each image is as many as it takes."""
     return len(ids) + _images(turns) * max(0, job.image_tokens - 1)
 
 

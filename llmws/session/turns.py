@@ -169,12 +169,11 @@ class Turns:
             return
         session, request, info = active
         self._state.dirty[session.id] = session
-        taken = len(event.ids) + event.images * max(0, info.image_tokens - 1)
         request.prompt = PromptBody(
             request_id=request.id,
             ids=list(event.ids),
             images=event.images,
-            max_tokens=min(request.sampling.max_new_tokens or 1, info.max_context - taken),
+            max_tokens=min(request.sampling.max_new_tokens or 1, info.max_context - len(event.ids)),
             model=info.ref.name,
             model_digest=info.digest,
             tokenizer_digest=info.tokenizer_digest,

@@ -1,6 +1,7 @@
 """Images in a prompt: the answer is that of `generate()` with the model's own processor, and bad files harm nobody."""
 
 import struct
+import weakref
 import zlib
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import pytest
 import transformers
 from PIL import Image
 
+from llmws.engine.fallback import Context, find_increments
 from llmws.engine.image_files import read_images
+from llmws.engine.measure import measured_footprint
+from llmws.engine.vision import load_vision
 from llmws.engine_api import MAX_IMAGES, GenerationRequest, ImageInput, ModelLoaded, Turn
 from llmws.errors import BadRequestError
 from llmws.prompt import model_text
 from llmws.prompt.render import tokenize
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
-from tests.support.seeing_models import POSITIONS, encoded, picture, save
+from tests.support.seeing_models import POSITIONS, VOCABULARY, encoded, picture, save
 
 FAMILIES = ("llava", "idefics3", "qwen2-vl")
 LENGTH = 12
@@ -128,12 +132,36 @@ def test_a_cut_changes_nothing(family, seeing):
 def test_what_an_image_takes_counts_for_the_context(seeing):
     model = seeing("llava")
     free = POSITIONS - LENGTH - len(model.ids(question())) + 1 - model.info.image_tokens
-    full, over = (Turn(role="user", content=question().content + "7" * size, images=1) for size in (free, free + 1))
-    fits, too_long = (model.ask(turn, images=[encoded(picture(1))]) for turn in (full, over))
 
-    assert fits.finish == "length"
+    def answer(more, **changes):
+        turn = Turn(role="user", content=question().content + "7" * (free + more), images=1)
+        return model.ask(turn, images=[encoded(picture(1))], **changes)
+
+    fits, longer, longest, too_long = map(answer, (0, 1, LENGTH - 1, LENGTH))
+    assert [each.finish for each in (fits, longer, longest)] == ["length"] * 3
+    assert [len(each.ids) for each in (fits, longer, longest)] == [LENGTH, LENGTH - 1, 1]
     assert too_long.error_code == ErrorCode.CONTEXT_TOO_LONG
-    assert too_long.error_message == "prompt and answer take up to 513 tokens; the model takes 512"
+    text = "with its images the prompt has 512 tokens; the model's context is 512, of which one is for the answer"
+    assert too_long.error_message == text
+
+    rest = answer(1, emitted_ids=longer.ids[:5])
+    assert (rest.ids, rest.finish) == (longer.ids[5:], "length")
+
+
+def test_a_model_for_images_promises_memory_for_prompts_that_are_one_forward(seeing):
+    """What a prompt is worked with grows with it; text is still taken in parts, and no pixels are kept."""
+    model = seeing("llava")
+    network = transformers.AutoModelForImageTextToText.from_pretrained(model.folder).eval()
+    increments = find_increments(network, VOCABULARY)
+    text, images = (measured_footprint(network, increments, sees=sees) for sees in (False, True))
+    assert text.workspace_bytes(POSITIONS) < images.workspace_bytes(POSITIONS)
+
+    request, sight = load_vision(model.folder, network, max_pixels=10_000).sample(upright=True)
+    context = Context(network, request.prompt_ids, sight=sight)
+    pixels = weakref.ref(sight.tensors["pixel_values"])
+    del sight
+    context.forward(len(request.prompt_ids))
+    assert pixels() is None
 
 
 @pytest.mark.parametrize("images", [0, 2])
