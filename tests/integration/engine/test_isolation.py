@@ -164,13 +164,14 @@ def test_a_device_that_is_gone_ends_the_process_and_no_stream(ear, network):
         ({"prompt_ids": (5,), "sampling": Sampling(logit_bias={"999": 1.0})}, ErrorCode.BAD_REQUEST),
     ],
 )
-def test_what_the_model_cannot_serve_is_refused_before_it_runs(changes, code, ear, network):
+def test_what_the_model_cannot_serve_is_refused_before_it_runs(changes, code, ear, network, runner):
     before = network.forwards
     fields = {"key": "a", "sampling": Sampling(), "max_new_tokens": 4} | changes
     ear.engine.submit(GenerationRequest(**fields))
 
     assert ear.answer("a")[0].error_code == code
     assert network.forwards == before
+    assert runner._scheduler.streams == 0 if isinstance(runner, FastRunner) else runner._streams == {}
 
 
 def test_a_cancel_takes_effect_within_one_step(ear, network):

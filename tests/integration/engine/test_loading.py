@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import safetensors.torch
 import torch
+import transformers
 
 from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine.devices import no_flash_attention
@@ -254,6 +255,14 @@ def test_the_operator_can_keep_a_model_from_the_fast_tier(folder_of):
     ).info
 
     assert (info.tier, info.tier_reason, info.attention) == ("fallback", "optimization.tier says so", "sdpa")
+
+
+def test_caps_on_scores_are_in_what_the_self_check_compares_with(folder_of, monkeypatch):
+    """There are versions of transformers that take fused attention for such a model, which leaves them out."""
+    monkeypatch.setattr(transformers.Gemma2ForCausalLM, "_supports_sdpa", True)
+    slow = TransformersLoader(OptimizationSection(device="cpu", threads=1, tier="fallback"), LimitsSection())
+
+    assert load(slow, folder_of("gemma2")).info.attention == "eager"
 
 
 def test_the_models_own_positions_bound_the_context(serve):

@@ -132,7 +132,11 @@ def network(name: str, *, dtype: torch.dtype = torch.float32) -> transformers.Pr
     torch.manual_seed(7)
     # A model keeps its configuration, and changes it.
     config = copy.deepcopy(CONFIGS[name])
-    made: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    # Not every version of transformers knows that its fused attention leaves caps on scores out.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    made: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=dtype, attn_implementation=attention
+    )
     return made.eval()
 
 
