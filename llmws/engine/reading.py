@@ -87,7 +87,11 @@ def read_network(folder: Path, dtype: torch.dtype, where: dict[str, Any]) -> Net
     gc.collect()  # what a failed load left in a cycle
     network: Any
     found: Mapping[str, Any]
-    network, found = auto_class(folder, read_config(folder)).from_pretrained(
+    config = read_config(folder)
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        # transformers' fused attention leaves the cap out, and not every version of it knows.
+        where = {**where, "attn_implementation": "eager"}
+    network, found = auto_class(folder, config).from_pretrained(
         folder,
         dtype=dtype,
         local_files_only=True,
