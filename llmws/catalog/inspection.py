@@ -44,6 +44,8 @@ _HARMLESS: Final = frozenset(
         "_from_model_config",
         "_name_or_path",
         "_num_labels",
+        "_pad_token_id",
+        "_remove_final_layer_norm",
         "_sliding_window_pattern",
     }
 )

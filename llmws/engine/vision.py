@@ -118,8 +118,8 @@ class Vision:
         places = [index for index, token in enumerate(request.prompt_ids) if token == self._placeholder]
         if len(places) != len(request.images):
             raise BadRequestError(
-                f"the prompt has {len(places)} places for {len(request.images)} images; does its text say "
-                f"{self._processor.image_token}, or does the model's chat template show no images?"
+                f"the prompt has {len(places)} places for {len(request.images)} images; the model's chat template must "
+                f"write {self._processor.image_token} for each"
             )
         made = self._processed(read_images(request.images, max_pixels=self._max_pixels, enough=self._enough))
         ids = _replaced(request.prompt_ids, places, made.ids)

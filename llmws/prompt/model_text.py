@@ -20,6 +20,7 @@ from llmws.tokenizer_files import (
     SPECIAL_TOKENS,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    TokenizerFiles,
     broken,
     read,
     read_object,
@@ -34,6 +35,9 @@ _TEMPLATE = "chat_template.jinja"
 _PROCESSOR_TEMPLATE = "chat_template.json"
 _MORE_TEMPLATES = "additional_chat_templates"
 
+_IMAGE_TOKENS = ("image_token", "boi_token")
+"""Source: the processors of transformers 5: what stands for an image is the one or the other (boi: begin of image)."""
+
 Fingerprint = tuple[tuple[str, int, int], ...]
 
 
@@ -46,6 +50,7 @@ class ModelText(msgspec.Struct, frozen=True):
         vocab_size: ids from 0 up to this are the model's.
         bos: the text of the token that a prompt begins with, if there is one.
         has_processor: whether a processor, as models for images have one, prepares the prompt.
+        placeholders: tokens that stand for an image.
     """
 
     tokenizer: Tokenizer
@@ -53,6 +58,13 @@ class ModelText(msgspec.Struct, frozen=True):
     vocab_size: int
     bos: str = ""
     has_processor: bool = False
+    placeholders: tuple[str, ...] = ()
+
+    def spelled(self, text: str) -> str:
+        """The text, in which the placeholder of an image is a word like any other."""
+        for placeholder in self.placeholders:
+            text = text.replace(placeholder, f"{placeholder[0]} {placeholder[1:]}")
+        return text
 
     def tokenize_rendered(self, text: str) -> list[int]:
         """Token ids of what the template made.
@@ -111,7 +123,22 @@ def load(folder: Path, *, clock: Callable[[], datetime] = local_now) -> ModelTex
         _vocab_size(folder, files.tokenizer),
         bos=files.named.get("bos_token", ""),
         has_processor=has_processor,
+        placeholders=_placeholders(folder, files) if has_processor else (),
     )
+
+
+def _placeholders(folder: Path, files: TokenizerFiles) -> tuple[str, ...]:
+    """Tokens that stand for an image in a prompt, however the model's files name them."""
+    config = read_object(folder / _CONFIG)
+    ids = [
+        value for name in _IMAGE_TOKENS for suffix in ("_id", "_index") if _is_id(value := config.get(name + suffix))
+    ]
+    texts = [files.tokenizer.id_to_token(token) for token in ids] + [files.named.get(name) for name in _IMAGE_TOKENS]
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
 
 
 def _read_text(path: Path) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from llmws.engine_api import MAX_IMAGES, PromptFailed, PromptJob, PromptReady, Turn
 from llmws.errors import PromptError
 from llmws.prompt.limits import MAX_CONTENT_BYTES
@@ -53,6 +55,9 @@ def tokenize(turns: Sequence[Turn], model: ModelText) -> list[int]:
     if not turns:
         return []
     if model.template is not None:
+        if _images(turns):
+            # A text that says how an image is written shows none.
+            turns = [msgspec.structs.replace(turn, content=model.spelled(turn.content)) for turn in turns]
         return model.tokenize_rendered(model.template.render(turns))
     return model.tokenize("".join(turn.content for turn in turns), special_tokens=True)
 

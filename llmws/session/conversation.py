@@ -26,6 +26,7 @@ PAGE_CHARS: Final = 256 * 1024
 
 TITLE_CHARS: Final = 80
 MAX_CHARS: Final = 32 * 2**20
+HEAVY_CHARS: Final = 2**20
 
 _MESSAGE = msgspec.json.Decoder(MessageBody)
 _SETTINGS = msgspec.json.Decoder(SettingsBody)
@@ -48,6 +49,7 @@ class Conversation:
         self._session_id = uuid.UUID(session_id)
         self._leaf_id: str | None = None
         self._chars = 0
+        self._image_chars = 0
         for record in records:
             if record.kind == "message":
                 self._keep(_MESSAGE.decode(record.value))
@@ -78,6 +80,11 @@ class Conversation:
         """Whether it takes no more messages: all of it is in memory while the session is."""
         return self._chars > MAX_CHARS
 
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it holds so many images that it stays in memory only while it is needed."""
+        return self._image_chars > HEAVY_CHARS
+
     # --- branches --------------------------------------------------------------------------------------------------
 
     def wrong_parent(self, message: m.Inference) -> str | None:
@@ -104,16 +111,16 @@ class Conversation:
             Turn(role=each.role, content=each.content, images=len(each.images))
             for each in self._branch(self.place(message))
         ]
-        return (*turns, Turn(role="user", content=user, images=len(self._shown(message))))
+        return (*turns, Turn(role="user", content=user, images=len(self.shown(message))))
 
     def images(self, request: Request) -> tuple[m.Image, ...]:
         """The images of the context, in the order of its turns."""
         if not request.uses_conversation:
             return ()
         earlier = (image for each in self._branch(self.place(request.message)) for image in each.images)
-        return (*earlier, *self._shown(request.message))
+        return (*earlier, *self.shown(request.message))
 
-    def _shown(self, message: m.Inference) -> tuple[m.Image, ...]:
+    def shown(self, message: m.Inference) -> tuple[m.Image, ...]:
         """The images of the question itself."""
         if message.prompt is not None:
             return _images_of(message)
@@ -233,7 +240,9 @@ class Conversation:
 
     def _keep(self, message: MessageBody) -> None:
         self.messages[message.id] = message
-        self._chars += len(message.content) + sum(len(each.data) for each in message.images)
+        image_chars = sum(len(each.data) for each in message.images)
+        self._image_chars += image_chars
+        self._chars += len(message.content) + image_chars
         # A question without an answer is followed by nothing that does not name it: templates want turns to alternate,
         # and what was too long once would be too long in every later prompt. Imported ones are taken as they are.
         if message.role == "assistant" or not message.request_id:

@@ -101,6 +101,10 @@ class Desk:
     def _inference(self, session: Session, attachment: Attachment, message: m.Inference) -> None:
         request_id = message.request_id or self._state.entropy.new_id()
         message = msgspec.structs.replace(message, request_id=request_id)
+        # First of all: to look at each of the messages that a full session is sent would take long.
+        if session.conversation.is_full and self._would_add(session, message, request_id):
+            session.send(attachment, [encode(rejection(request_id, ErrorCode.BAD_REQUEST, _FULL, field="prompt"))])
+            return
         digest = request_digest(message)
         if self._is_known(session, attachment, request_id, digest):
             return
@@ -128,6 +132,15 @@ class Desk:
         session.accept(request)
         self._turns.enqueue(session)
         self._notices.tell(session, attachment, request)
+
+    def _would_add(self, session: Session, message: m.Inference, request_id: str) -> bool:
+        """Whether the message asks for a new turn of the session's conversation."""
+        is_known = (
+            any(each.id == request_id for each in session.queue)
+            or request_id in session.finished
+            or session.conversation.how_ended(request_id) is not None
+        )
+        return message.messages is None and message.input_ids is None and not is_known
 
     def _is_known(self, session: Session, attachment: Attachment, request_id: str, digest: bytes) -> bool:
         """Whether the id was used before; the client is then told what became of that request."""
@@ -170,8 +183,6 @@ class Desk:
         wrong = _wrong_context(message) or self._wrong_for_model(message)
         if wrong is None and (misplaced := session.conversation.wrong_parent(message)) is not None:
             wrong = "parent_id", misplaced
-        if wrong is None and message.messages is None and message.input_ids is None and session.conversation.is_full:
-            wrong = "prompt", _FULL
         if wrong is not None:
             field, text = wrong
             return rejection(request_id, ErrorCode.BAD_REQUEST, text, field=field)

@@ -7,8 +7,8 @@ the bytes show is the engine's to find out. Invariant: images that passed `wrong
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from llmws.engine_api import ImageInput
@@ -16,19 +16,26 @@ from llmws.protocol import messages as m
 
 NO_IMAGES: Final = "this model takes no images"
 
+_BASE64: Final = re.compile("[A-Za-z0-9+/]*(?:[AQgw]==|[AEIMQUYcgkosw048]=)?")
+"""Of the ways to spell the same bytes the one that encoders write. Source: RFC 4648, 3.5: the bits left over are 0."""
+
 
 def wrong_images(images: Iterable[m.Image]) -> tuple[str, str] | None:
     """What is wrong with a prompt's images, as (field, text), or None."""
     for index, image in enumerate(images):
-        try:
-            is_canonical = base64.b64encode(base64.b64decode(image.data)) == image.data.encode()
-        except (binascii.Error, ValueError):
-            is_canonical = False
-        if not is_canonical or not image.data:
+        if not image.data or len(image.data) % 4 or _BASE64.fullmatch(image.data) is None:
             return f"prompt.images[{index}].data", "this is not an image in base64"
     return None
 
 
-def decoded(images: Iterable[m.Image]) -> tuple[ImageInput, ...]:
-    """The images as the engine takes them."""
-    return tuple(ImageInput(mime=each.mime, data=base64.b64decode(each.data)) for each in images)
+def decoded(images: Sequence[m.Image], *, asked: int) -> tuple[ImageInput, ...]:
+    """The images as the engine takes them, the last `asked` of which came with the question."""
+    earlier = len(images) - asked
+    return tuple(
+        ImageInput(
+            mime=each.mime,
+            data=base64.b64decode(each.data),
+            name="an image of an earlier question" if index < earlier else f"image {index - earlier + 1}",
+        )
+        for index, each in enumerate(images)
+    )

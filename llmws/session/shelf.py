@@ -24,7 +24,7 @@ from llmws.session.turns import Turns
 from llmws.store_api import Close, Delete, Failed, Open, Opened, SessionMeta, Surveyed
 
 EVICT_AFTER_S: Final = 30.0
-"""A detached session with nothing to do leaves memory after this long; its files stay."""
+"""A detached session with nothing to do leaves memory after this long, one full of images at once; its files stay."""
 
 MAX_OPENING: Final = 4
 """Sessions that are opened side by side without anybody asking."""
@@ -199,9 +199,9 @@ class Shelf:
                 session.keep()
         evict_after_s = min(EVICT_AFTER_S, state.settings.session_ttl_s)
         for session_id, detached_s in list(state.detached_s.items()):
-            if now_s - detached_s < evict_after_s:
-                break  # in the order they detached: the rest is younger
-            self._evict(state.sessions[session_id])
+            session = state.sessions[session_id]
+            if now_s - detached_s >= evict_after_s or session.conversation.is_heavy:
+                self._evict(session)
         for session_id, due_s in list(self._retries.items()):
             if now_s >= due_s:
                 self._retries[session_id] = now_s + RETRY_S

@@ -351,7 +351,9 @@ class Turns:
         assert request.prompt is not None
         shown = session.conversation.images(request)
         # What does not fit into the context was left out from its front.
-        images = decoded(shown[len(shown) - request.prompt.images :])
+        images = decoded(
+            shown[len(shown) - request.prompt.images :], asked=len(session.conversation.shown(request.message))
+        )
         request.submitted(now_s=self._state.clock.monotonic())
         self._state.out.append(e.Submit(request.generation(info.ref, owner=session.owner, images=images)))
 

@@ -10,6 +10,7 @@ import pytest
 import transformers
 from PIL import Image
 
+from llmws.catalog.inspection import examine
 from llmws.engine.fallback import Context, find_increments
 from llmws.engine.image_files import read_images
 from llmws.engine.measure import measured_footprint
@@ -164,14 +165,33 @@ def test_a_model_for_images_promises_memory_for_prompts_that_are_one_forward(see
     assert pixels() is None
 
 
-@pytest.mark.parametrize("images", [0, 2])
-def test_a_text_that_says_the_placeholder_is_refused(images, seeing):
-    """Of the two places one belongs to nobody; without any image it is a word like any other."""
+@pytest.mark.parametrize("images", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_that_says_the_placeholder_shows_no_image(family, images, seeing):
+    """Nor does an answer, as one that explains how images are written."""
+    model = seeing(family)
+    spelled = model.processor.image_token
+    turns = (
+        Turn(role="user", content=f"what does {spelled} mean?", images=images),
+        Turn(role="assistant", content=f"{spelled * 2} are two images"),
+        Turn(role="user", content="and here?", images=images),
+    )
+    answer = model.ask(*turns, images=[encoded(picture(seed)) for seed in range(2 * images)])
+    assert answer.finish == "length"
+
+
+def test_a_prompt_that_has_no_place_for_its_image_is_refused(seeing):
+    """As of a model whose template shows none."""
     model = seeing("idefics3")
-    turn = Turn(role="user", content="what does <image> mean?", images=max(0, images - 1))
-    answer = model.ask(turn, images=[encoded(picture(1))] * (images - 1))
-    assert answer.error_code == (ErrorCode.BAD_REQUEST if images else None)
-    assert ("2 places for 1 images; does its text say <image>" in answer.error_message) == bool(images)
+    answer = model.ask(question(0), images=[encoded(picture(1))])
+    assert answer.error_code == ErrorCode.BAD_REQUEST
+    assert answer.error_message.startswith("the prompt has 0 places for 1 images; ")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_for_images_is_offered_as_transformers_saves_it(family, seeing):
+    folder = seeing(family).folder
+    assert examine(folder) == sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_a_model_whose_processor_cannot_be_loaded_is_one_for_text(tmp_path, ear, caplog):

@@ -34,6 +34,9 @@ class Letters:
             raise PromptError(ErrorCode.BAD_REQUEST, "no")
         return "".join(f"{turn.role[0]}:{turn.content};" for turn in turns)
 
+    def spelled(self, text: str) -> str:
+        return text
+
     def tokenize_rendered(self, text: str) -> list[int]:
         self.texts.append(text)
         return list(text.encode())

@@ -11,12 +11,14 @@ import pytest
 from llmws.engine.scripted import model_info
 from llmws.engine_api import ImageInput, ModelLoaded, PromptJob, PromptReady
 from llmws.protocol import messages as m
+from llmws.session import conversation as session_conversation
 from llmws.session import events as e
-from llmws.session.conversation import MAX_CHARS, Conversation
+from llmws.session.conversation import HEAVY_CHARS, MAX_CHARS, Conversation
+from llmws.session.images import decoded, wrong_images
 from llmws.session.records import MessageBody, encode_body
 from llmws.store_api import Record
 from tests.support.stages import GUIDE, MAX_CONTEXT, OTHER, HubStage
-from tests.support.stories import ASK, finish, history, received, types, welcomed
+from tests.support.stories import ASK, finish, history, received, types, wait, welcomed
 
 
 class SeeingStage(HubStage):
@@ -53,6 +55,14 @@ UUID = "00000000-0000-4000-8000-000000000001"
 INFO = model_info(GUIDE, max_context=MAX_CONTEXT)
 
 
+def full_message(message_id: str, data_chars: int) -> MessageBody:
+    """A question with an image of that size."""
+    image = m.Image(data="A" * data_chars, mime="image/png")
+    return MessageBody(
+        id=message_id, parent_id=None, role="user", content="hi?", request_id="z", created_s=0.0, images=(image,)
+    )
+
+
 def prompt(text: str, *images: str) -> dict[str, Any]:
     """A prompt with images of these contents."""
     encoded = [{"data": base64.b64encode(each.encode()).decode(), "mime": "image/png"} for each in images]
@@ -83,7 +93,72 @@ async def test_the_engine_gets_a_file_as_it_was_sent():
     requests = []
     stage.engine.submit = requests.append
     await user.send({**ASK, "prompt": prompt("what is it?", "cat")})
-    assert requests[0].images == (ImageInput(mime="image/png", data=b"cat"),)
+    assert requests[0].images == (ImageInput(mime="image/png", data=b"cat", name="image 1"),)
+
+
+async def test_images_are_named_as_their_author_counts_them():
+    stage = SeeingStage()
+    user, _ = await welcomed(stage)
+    await ask(stage, user, "a", prompt=prompt("one", "cat"))
+    requests = []
+    stage.engine.submit = requests.append
+    await user.send({**ASK, "request_id": "b", "prompt": prompt("two", "dog", "cow")})
+    assert [each.name for each in requests[0].images] == ["an image of an earlier question", "image 1", "image 2"]
+
+
+@pytest.mark.parametrize(
+    ("data", "is_taken"),
+    [
+        ("QUJD", True),
+        ("QUI=", True),
+        ("QQ==", True),
+        ("", False),
+        ("QUJ", False),
+        ("QR==", False),
+        ("QUJ=", False),
+        ("QQ==QQ==", False),
+        ("QU JD", False),
+        ("QUJD\n", False),
+        ("QU-_", False),
+        ("Ä" * 4, False),
+    ],
+)
+def test_of_the_ways_to_write_base64_one_is_taken(data, is_taken):
+    images = [m.Image(data=data, mime="image/png")]
+    assert (wrong_images(images) is None) == is_taken
+    if is_taken:
+        assert base64.b64encode(decoded(images, asked=1)[0].data).decode() == data
+
+
+async def test_a_full_conversation_refuses_a_question_unseen_but_knows_its_own(monkeypatch):
+    stage = SeeingStage()
+    user, _ = await welcomed(stage)
+    await ask(stage, user, "a", prompt=prompt("one", "cat"))
+    monkeypatch.setattr(session_conversation, "MAX_CHARS", 3)
+    for request_id, body in (("a", "two"), ("b", "two")):
+        await user.send({"type": "inference", "request_id": request_id, "prompt": body})
+    known, new = received(user)[-2:]
+    assert (known["code"], new["code"], new["field"]) == ("conflict", "bad_request", "prompt")
+    assert new["message"] == "this session's conversation is full; begin another session"
+
+
+@pytest.mark.parametrize(("more", "sessions"), [(0, 2), (4, 1)])
+async def test_a_session_full_of_images_leaves_memory_with_its_owner(more, sessions):
+    stage = SeeingStage()
+    user, welcome = await welcomed(stage)
+    for request_id, chars in (("a", HEAVY_CHARS // 2), ("b", HEAVY_CHARS // 2 + more)):
+        image = {"data": "A" * chars, "mime": "image/png"}
+        await ask(stage, user, request_id, prompt={"user": "x", "images": [image]})
+    wait(stage, 1)
+    other, _ = await welcomed(stage)
+    await user.cut()
+    wait(stage, 1)
+    await other.send({"type": "get_status"})
+    assert (await other.receive())["sessions"] == sessions
+
+    user, _ = await welcomed(stage, session_id=welcome["session_id"])
+    await ask(stage, user, "c", prompt="and now?")
+    assert sum(map(len, stage.shown[-1])) == (HEAVY_CHARS + more) // 4 * 3
 
 
 async def test_a_question_answered_again_shows_its_images_again():
@@ -168,9 +243,5 @@ async def test_a_conversation_with_images_is_not_for_a_model_that_takes_none():
 
 @pytest.mark.parametrize(("data_chars", "is_full"), [(MAX_CHARS - 3, False), (MAX_CHARS - 2, True)])
 def test_images_count_for_what_a_conversation_may_hold(data_chars, is_full):
-    image = m.Image(data="A" * data_chars, mime="image/png")
-    body = MessageBody(
-        id="1", parent_id=None, role="user", content="hi?", request_id="a", created_s=0.0, images=(image,)
-    )
-    kept = Record(kind="message", value=encode_body(body), n=1)
+    kept = Record(kind="message", value=encode_body(full_message("1", data_chars)), n=1)
     assert Conversation(UUID, records=[kept]).is_full == is_full
