@@ -160,7 +160,7 @@ def paged_footprint(
     forward = msgspec.structs.replace(forward, token_values=max(forward.token_values, token_values))
     recorded = 0
     if device.type == "cuda":
-        # Recorded steps share the memory of the largest one, but for the logits that each comes out with.
+        # Recorded steps, all on one stream, share the memory of the largest one, but for the logits of each.
         sizes = buckets(max_running)
         recorded = sizes[-1] * forward.token_values + sum(sizes) * memory.vocabulary_size(config)
     most_pairs = None

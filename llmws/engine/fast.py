@@ -171,6 +171,7 @@ class FastRunner:
         try:
             return self._compute(slices)
         except LlmwsError as error:
+            self._wait()
             if len(slices) == 1:
                 # What is kept of it must not hold the memory of the step that failed.
                 error.__context__ = None
@@ -178,6 +179,12 @@ class FastRunner:
             log.warning("a step of %d streams failed (%s); each is tried alone", len(slices), str(error))
         # Out here the error is gone, and with it what its frames held.
         return {key: outcome for each in slices for key, outcome in self._outcomes([each]).items()}
+
+    def _wait(self) -> None:
+        """Until the copies that a step began are done: what they read is filled in again for the next one."""
+        if self._network.device.type == "cuda":
+            with own_errors():
+                torch.cuda.synchronize(self._network.device)
 
     def _compute(self, slices: Sequence[Slice]) -> dict[str, Token | LlmwsError]:
         keys = [each.key for each in slices if each.samples]
@@ -280,4 +287,8 @@ def step_tokens(budget: Budget) -> int:
 def _give_back() -> None:
     gc.collect()  # modules and their hooks refer to one another
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            # What ends must end; a device that can do nothing more says so to whoever uses it next.
+            log.warning("the device's memory stays with this process: %s", error)

@@ -11,12 +11,17 @@ launches all of them at once.
 from __future__ import annotations
 
 import bisect
+import contextlib
+import functools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from llmws.engine.paged import padded_pages
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +34,9 @@ _BUCKET_STREAMS = 8
 
 _WARM_UPS = 2
 """Runs before a recording: kernels are compiled, and libraries take their workspaces, which a graph must not do."""
+
+_ROWS_APART = 32
+"""Rows of a table that are copied one by one, at most: that many launches take as long as a copy of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +98,56 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._holds_graphs = False
 
     def record(self, step: Replay) -> Replay:
         """See `Recorder.record`. Source: `torch.cuda.CUDAGraph`, "Whole-network capture"."""
         current = torch.cuda.current_stream(self._device)
-        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        aside = recording_stream(self._device)
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
                 step()
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # The outer one, because a recording that fails leaves its own stream as the current one.
-        # Only what this thread does may not be recorded; another one may ask for the device's memory meanwhile.
-        with (
-            torch.cuda.stream(current),
-            torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"),
-        ):
-            output = step()
+        try:
+            # The outer one, because a recording that fails leaves its own stream as the current one.
+            # Only what this thread does may not be recorded; another one may ask for the device's memory meanwhile.
+            with (
+                torch.cuda.stream(current),
+                torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"),
+            ):
+                output = step()
+        except Exception:
+            self._abandon()
+            raise
+        self._holds_graphs = True
 
         def replay() -> torch.Tensor:
             graph.replay()
             return output
 
         return replay
+
+    def _abandon(self) -> None:
+        """Ends what a recording that failed began.
+
+        Some versions of torch go on taking it as under way; from then on no memory could be given back, and nothing
+        recorded. Others have ended it, and say so here.
+        """
+        index = torch.cuda.current_device() if self._device.index is None else self._device.index
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+            if not self._holds_graphs:
+                torch._C._cuda_releasePool(index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._holds_graphs = False
+
+
+@functools.cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that everything is recorded on: freed memory is for the stream alone that took it."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class DecodeGraphs:
@@ -146,21 +180,22 @@ class DecodeGraphs:
         # One tensor for ids and lengths, so that both take one copy. What is filled in is pinned: a copy from it to a
         # GPU does not wait.
         self._numbers = _Mirror((2, rows), device)
-        self._tables = [_Mirror((rows, max_pages), device) for _ in range(groups)]
+        self._tables = [_Mirror((rows, padded_pages(max_pages)), device) for _ in range(groups)]
         self._written: list[list[tuple[Sequence[int], int]]] = [[((), 0)] * rows for _ in range(groups)]
         self._replays: dict[int, Replay] = {}
 
     def prepare(self) -> None:
-        """Records the largest size, so that the memory of all is taken: smaller ones fit into what it gave back."""
-        self._replay(self._buckets[-1])
+        """Records every size, so that no stream waits for it: the largest first, whose memory the others share."""
+        began_s = time.monotonic()
+        for bucket in reversed(self._buckets):
+            self._replay(bucket)
+        log.info("%d sizes of decode steps were prepared in %.1f s", len(self._buckets), time.monotonic() - began_s)
 
     @torch.inference_mode()
     def step(
         self, ids: Sequence[int], lengths: Sequence[int], tables: Sequence[Sequence[Sequence[int]]]
     ) -> torch.Tensor:
         """Computes one step; it must have been waited for before the next one is filled in.
-
-        A size that was not seen before is recorded first, which takes as long as a few steps.
 
         Args:
             ids: the new token of each stream, at most `max_streams`.
@@ -191,6 +226,8 @@ class DecodeGraphs:
 
         try:
             return self._recorder.record(step)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             # What is wrong with the step itself, it will say when it is run as it is.
             log.warning("decode steps cannot be recorded and are launched one kernel at a time: %s", error)
@@ -209,9 +246,9 @@ class DecodeGraphs:
         numbers[0, :count] = ids
         numbers[1, :count] = lengths
         numbers[1, count:bucket] = 0
-        self._numbers.copy()
+        self._numbers.copy_all()
         for group, (mirror, written) in enumerate(zip(self._tables, self._written, strict=True)):
-            changed = False
+            changed: list[int] = []
             for row, each in enumerate(tables):
                 table = each[group]
                 known, done = written[row]
@@ -219,9 +256,12 @@ class DecodeGraphs:
                     begin = done if known is table else 0
                     mirror.host[row, begin : len(table)] = table[begin:]
                     written[row] = table, len(table)
-                    changed = True
-            if changed:
-                mirror.copy()
+                    changed.append(row)
+            if len(changed) > _ROWS_APART:
+                mirror.copy_all()
+            else:
+                for row in changed:
+                    mirror.copy(row)
 
 
 class _Mirror:
@@ -232,7 +272,10 @@ class _Mirror:
         self.host = self._host.numpy()
         self.device = torch.zeros(shape, dtype=torch.int32, device=device)
 
-    def copy(self) -> None:
+    def copy(self, row: int) -> None:
+        self.device[row].copy_(self._host[row], non_blocking=True)
+
+    def copy_all(self) -> None:
         self.device.copy_(self._host, non_blocking=True)
 
 

@@ -7,8 +7,9 @@ within the group's window, whatever else is in the batch.
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,11 @@ import torch
 from llmws.engine.layout import Layout
 from llmws.engine.pages import NULL_PAGE
 from llmws.engine.scheduler import Slice
+
+log = logging.getLogger(__name__)
+
+_TABLE_PAGES = 16
+"""Tables are as wide as a multiple of this: kernels are compiled anew where a stride begins or ceases to be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +184,7 @@ class Pool:
 
     def _decodes(self, slices: Sequence[Slice], group: int) -> Decodes:
         tables = [each.tables[group] for each in slices]
-        width = max(map(len, tables))
+        width = padded_pages(max(map(len, tables)))
         padded = [[*table, *[NULL_PAGE] * (width - len(table))] for table in tables]
         lengths = [each.start + 1 for each in slices]
         return Decodes(
@@ -190,6 +196,27 @@ class Pool:
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)
 
 
+def padded_pages(pages: int) -> int:
+    """The width of a table that holds so many pages."""
+    return -(-pages // _TABLE_PAGES) * _TABLE_PAGES
+
+
+@functools.cache
 def kernel_for(device: torch.device) -> bool:
-    """Whether there is a kernel that reads pages where they lie: on CUDA, where torch brings Triton."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    """Whether there is a kernel that reads pages where they lie: on CUDA, where torch brings Triton.
+
+    It is tried once: Triton needs a C compiler, Python's headers and a place to write to.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        from llmws.engine import triton_decode  # noqa: PLC0415 - Triton comes with CUDA builds of torch
+
+        triton_decode.try_out(device)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever Triton lacks, pages can be gathered
+        why = " ".join(str(error).split())[:300]
+        log.warning("decodes on %s gather their pages, which is slow: Triton cannot run (%s)", device, why)
+        return False
+    return True

@@ -49,7 +49,8 @@ class Launch(msgspec.Struct, frozen=True):
     """How the first kernel is cut up; fixed for a batch size, whatever the lengths.
 
     Attributes:
-        splits: parts of a context, at most.
+        splits: programs that share a context; those that a short one leaves nothing to are idle. A power of two,
+            because the second kernel is compiled for each.
         tile_tokens: tokens that a program works on at a time.
         stages: of the pipeline that fetches tiles.
         warps: of a program.
@@ -89,7 +90,8 @@ def plan_launch(
     # takes stages of its own: of five, two hold tiles; of three, one.
     stages = 5 if 2 * (2 * tile_bytes + _SCRATCH_BYTES) <= shared_bytes else 3
     wanted = -(-_BLOCKS_PER_MULTIPROCESSOR * multiprocessors // (streams * kv_heads))
-    return Launch(splits=min(max(wanted, _MIN_SPLITS), _MAX_SPLITS), tile_tokens=tile_tokens, stages=stages, warps=4)
+    splits = min(max(triton.next_power_of_2(wanted), _MIN_SPLITS), _MAX_SPLITS)
+    return Launch(splits=splits, tile_tokens=tile_tokens, stages=stages, warps=4)
 
 
 def paged_decode(
@@ -197,6 +199,13 @@ def paged_decode(
             BLOCK_VALUE=_REDUCED_DIMS,
         )
     return output
+
+
+def try_out(device: torch.device) -> None:
+    """Runs the kernels on one token; raises whatever keeps them from being compiled or launched."""
+    pool = torch.zeros(1, _MIN_BLOCK, 1, _MIN_BLOCK, device=device)
+    table = torch.zeros(1, 1, dtype=torch.int32, device=device)
+    paged_decode(pool[0, :1], pool, pool, table, table[0] + 1, scaling=1.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

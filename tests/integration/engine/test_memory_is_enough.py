@@ -112,6 +112,22 @@ def test_the_smallest_pool_serves_the_longest_context(name, folder_of):
     assert runner.preemptions == 0
 
 
+def test_a_device_that_gives_no_memory_back_keeps_no_model_from_being_closed(folder_of, monkeypatch, caplog):
+    """As torch does after a recording that failed."""
+    loader = TransformersLoader(OptimizationSection(device="cpu", threads=1), LimitsSection(max_context=64))
+    model = folder_of("llama")
+    runner = loader.load(model, loader.claim(model), progress=lambda read, total: None)
+
+    def fail():
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    runner.close()
+
+    assert "captures_underway" in caplog.messages[-1]
+
+
 @pytest.mark.parametrize("name", ["gemma3", "gemma2", "qwen3", "lfm2", "llama"])
 def test_a_raw_configuration_file_is_enough(name, folder_of):
     """`config.json` as it lies in the folder gives the same layers as the class that reads it."""

@@ -1,6 +1,7 @@
 """The paged decode kernels, in Triton's interpreter, against attention as in the textbook.
 
-The interpreter multiplies bfloat16 as if it were integers, so that type is checked on a GPU alone (`bench/gpu.py`).
+The interpreter multiplies bfloat16 as if it were integers, so that type is checked on a GPU alone, by
+`bench/gpu/kernels.py`.
 """
 
 import multiprocessing
@@ -12,6 +13,11 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from llmws.engine.layout import layout
+from llmws.engine.measure import whole_config
+from llmws.engine.paged import Pool, kernel_for
+from llmws.engine.scheduler import Slice
+from tests.integration.engine import tiny_models
 from tests.support.kernel_runner import answers, waits
 from tests.support.paged_cases import CASES, LONG, begin_interpreter, compiled_shared_bytes, expected, interpret, make
 
@@ -20,6 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 TIMEOUT_S = 60
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +76,43 @@ def test_no_step_waits_for_the_device(name, interpreter):
     assert interpreter(waits, name) == []
 
 
-@pytest.mark.parametrize(("streams", "splits"), [(1, 66), (8, 9), (32, 4), (128, 4)])
+def test_the_kernels_are_tried_before_they_are_relied_on(interpreter):
+    from llmws.engine.triton_decode import try_out
+
+    assert interpreter(try_out, CPU) is None
+
+
+def test_where_triton_cannot_run_pages_are_gathered_and_the_log_says_why(monkeypatch, caplog):
+    """It needs a C compiler, for one."""
+    from llmws.engine import triton_decode
+
+    def without_compiler(_device):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(triton_decode, "try_out", without_compiler)
+    kernel_for.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert [kernel_for(torch.device("cuda", 0)) for _ in range(2)] == [False, False]
+    kernel_for.cache_clear()
+
+    [message] = caplog.messages
+    assert message.endswith("Triton cannot run (Failed to find C compiler. Please specify via CC)")
+
+
+def test_tables_have_few_widths_as_kernels_are_compiled_for_some():
+    pages = layout(whole_config(tiny_models.CONFIGS["llama"]))
+    pool = Pool(pages, pages=40, dtype=torch.float32, device=CPU, has_decode_kernel=True)
+    slices = [Slice("a", 20, (5,), True, ([1, 2],)), Slice("b", 300, (5,), True, (list(range(3, 22)),))]
+
+    assert [pool.pack(slices[:n]).groups[0].decodes.tables.shape for n in (1, 2)] == [(1, 16), (2, 32)]
+
+
+@pytest.mark.parametrize(("streams", "splits"), [(1, 128), (8, 16), (9, 8), (32, 4), (128, 4)])
 def test_a_small_batch_is_split_until_it_fills_the_device(streams, splits):
-    """Here it has 132 multiprocessors; the model has 8 KV heads of 128 numbers, bfloat16."""
+    """Here it has 132 multiprocessors; the model has 8 KV heads of 128 numbers, bfloat16.
+
+    By powers of two, so that there are few kernels to compile.
+    """
     from llmws.engine.triton_decode import Launch, plan_launch
 
     shape = {"streams": streams, "kv_heads": 8, "key_dim": 128, "value_dim": 128, "dtype_bytes": 2}
