@@ -257,6 +257,11 @@ def test_the_operator_can_keep_a_model_from_the_fast_tier(folder_of):
     assert (info.tier, info.tier_reason, info.attention) == ("fallback", "optimization.tier says so", "sdpa")
 
 
+@pytest.mark.usefixtures("loader")
+def test_attention_that_plans_for_every_new_length_is_not_used():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_caps_on_scores_are_in_what_the_self_check_compares_with(folder_of, monkeypatch):
     """There are versions of transformers that take fused attention for such a model, which leaves them out."""
     monkeypatch.setattr(transformers.Gemma2ForCausalLM, "_supports_sdpa", True)
