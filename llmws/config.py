@@ -7,10 +7,13 @@ Precedence: command line > `LLMWS_*` environment > file > default.
 from __future__ import annotations
 
 import contextlib
+import difflib
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -18,7 +21,10 @@ from msgspec import Meta
 from llmws.errors import ConfigError
 from llmws.protocol.messages import MAX_SAFE_INT, Sampling
 
+_log = logging.getLogger(__name__)
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
+_DEVICE: Final = r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z"
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,11 +58,11 @@ class OptimizationSection(Section, frozen=True, kw_only=True, forbid_unknown_fie
     """How models run. `device` and `dtype` `auto`: CUDA in bfloat16 where there is a GPU, else CPU in float32.
 
     `tier` `auto`: batched over a paged cache where the model can, `fallback`: never. `flash_attention` false: not even
-    where torch has it; true: the log says where it has not. `compile`: torch.compile, on the fallback tier; a first
-    load then takes minutes.
+    where torch has it; true: the log says where it has not. `compile`: torch.compile, on the fallback tier; a load and
+    the first answers then take minutes, and answers that are running wait meanwhile.
     """
 
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z")] = "auto"
+    device: Annotated[str, Meta(pattern=_DEVICE)] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
@@ -227,7 +233,9 @@ def _with_environment(config: Config, environ: Mapping[str, str]) -> Config:
             except ConfigError as error:
                 raise ConfigError(f"environment variable {variable}: {error}") from None
         elif variable.startswith(sections):
-            raise ConfigError(f"environment variable {variable}: there is no such setting")
+            raise ConfigError(f"environment variable {variable}: there is no such setting{_nearest(variable, names)}")
+        elif variable.startswith("LLMWS_"):  # another program's, perhaps
+            _log.warning("environment variable %s is no setting%s", variable, _nearest(variable, names))
     return config
 
 
@@ -245,8 +253,30 @@ def _with_value(config: Config, section: str, key: str, text: str) -> Config:
 
 
 def _readable(text: str) -> str:
-    """`Expected ... - at `$.server.port`` as `server.port: expected ...`."""
+    """`Expected ... - at `$.server.port`` as `server.port: expected ...`, with what would be right."""
     reason, _, path = text.partition(" - at `$")
     path = path.rstrip("`").lstrip(".")
     reason = reason[:1].lower() + reason[1:]
+    if unknown := re.fullmatch("object contains unknown field `(.*)`", reason, re.DOTALL):
+        reason += _nearest(unknown[1], get_type_hints(get_type_hints(Config)[path] if path else Config))
+    elif reason == f"expected `str` matching regex {_DEVICE!r}":
+        reason = "expected auto, cpu, cuda or cuda:N"
+    elif allowed := _choices(path):
+        reason += f"; it is one of {', '.join(allowed)}"
     return f"{path}: {reason}" if path else reason
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.75)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _choices(path: str) -> list[str]:
+    """What may stand at `section.key`, as JSON; empty where that is no short list."""
+    section, _, key = path.partition(".")
+    kind = get_type_hints(get_type_hints(Config).get(section, Config)).get(key)
+    kinds = [kind] if get_origin(kind) is Literal else get_args(kind)
+    if not any(get_origin(each) is Literal for each in kinds):
+        return []
+    values = [value for each in kinds for value in ((True, False) if each is bool else get_args(each))]
+    return [msgspec.json.encode(value).decode() for value in values]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from llmws.errors import ConfigError  # noqa: PLC0415 - `--version` and `--help` stay free of imports
 
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `llmws models | head`: as if the signal, which Python ignores, had ended it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
+        return 128 + signal.SIGPIPE
     except ConfigError as error:
         print(f"llmws: {error}", file=sys.stderr)
         return os.EX_CONFIG
@@ -42,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(text, file=sys.stderr)
         return 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """`llmws models` as a person starts it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -38,3 +39,19 @@ sys.exit("torch was imported" if "torch" in sys.modules else status)
 
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "llmws: there is no model /nowhere: neither a folder nor a listed name\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    """`llmws … | head`: as if SIGPIPE had ended it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    places = ("--config", str(tmp_path / "config.json"), "--state-dir", str(tmp_path))
+    command = [sys.executable, "-m", "llmws", "token", "create", "--name", "a", "--role", "user", *places]
+    try:
+        result = subprocess.run(
+            command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
+        )
+    finally:
+        os.close(writer)
+
+    assert (result.returncode, result.stderr) == (141, "")

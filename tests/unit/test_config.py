@@ -75,11 +75,20 @@ def test_what_is_written_is_read_back(path: Path) -> None:
         ({"server": {"port": 65536}}, "server.port: expected `int` <= 65535"),
         ({"server": {"port": "8765"}}, "server.port: expected `int`, got `str`"),
         ({"server": {"port": 8765.5}}, "server.port: expected `int`, got `float`"),
-        ({"server": {"prot": 1}}, "server: object contains unknown field `prot`"),
-        ({"sever": {}}, "object contains unknown field `sever`"),
+        ({"server": {"prot": 1}}, "server: object contains unknown field `prot`; did you mean port?"),
+        ({"sever": {}}, "object contains unknown field `sever`; did you mean server?"),
+        ({"server": {"zzz": 1}}, "server: object contains unknown field `zzz`"),
         ({"server": None}, "server: expected `object`, got `null`"),
         ({"server": {"hosts": ["ok", 5]}}, "server.hosts[1]: expected `str`, got `int`"),
-        ({"optimization": {"device": "cuda:"}}, "optimization.device: expected `str` matching regex"),
+        ({"optimization": {"device": "cuda:"}}, "optimization.device: expected auto, cpu, cuda or cuda:N"),
+        (
+            {"optimization": {"tier": "fast"}},
+            """optimization.tier: invalid enum value 'fast'; it is one of "auto", "fallback\"""",
+        ),
+        (
+            {"optimization": {"flash_attention": 1}},
+            'optimization.flash_attention: expected `bool | str`, got `int`; it is one of true, false, "auto"',
+        ),
         ({"optimization": {"memory_utilization": 0}}, "optimization.memory_utilization: expected `float` > 0.0"),
         ({"generation_defaults": {"temperature": -1}}, "generation_defaults.temperature: expected `float` >= 0.0"),
         ({"storage": {"durability": "tape"}}, "storage.durability: invalid enum value 'tape'"),
@@ -153,7 +162,7 @@ def test_a_variable_goes_before_the_file(
         ("LLMWS_AUTH_REQUIRED", "no", "auth.required: expected `bool`, got `str`"),
         ("LLMWS_SERVER_HOSTS", "a.example", "server.hosts: expected `array`, got `str`"),
         ("LLMWS_SERVER_HOSTS", "[" * 100_000, "server.hosts: expected `array`, got `str`"),
-        ("LLMWS_SERVER_PROT", "1", "there is no such setting"),
+        ("LLMWS_SERVER_PROT", "1", "there is no such setting; did you mean LLMWS_SERVER_PORT?"),
     ],
 )
 def test_a_bad_variable_is_named(path: Path, variable: str, text: str, message: str) -> None:
@@ -201,3 +210,11 @@ def test_the_generation_defaults_are_sampling_parameters() -> None:
         seed=5,
     )
     assert sampling == expected
+
+
+def test_a_variable_of_no_section_is_told_in_the_log(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(path, {}, LLMWS_GENERATION_TOP_P="0.5", LLMWS_TOKEN="x")
+    assert caplog.messages == [
+        "environment variable LLMWS_GENERATION_TOP_P is no setting; did you mean LLMWS_GENERATION_DEFAULTS_TOP_P?",
+        "environment variable LLMWS_TOKEN is no setting",
+    ]

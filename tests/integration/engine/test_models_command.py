@@ -82,6 +82,12 @@ def test_the_list_is_there_for_machines(llmws):
     assert [problem["path"] for problem in listed["not_offered"]] == ["models/pickled"]
 
 
+def test_options_may_come_before_the_action(llmws, tmp_path, models, capsys):
+    places = ("--config", str(tmp_path / "config.json"), "--models-dir", str(models))
+    assert main(["models", *places, "--json", "list"]) == 0
+    assert [model["name"] for model in json.loads(capsys.readouterr().out)["models"]] == ["llama", "mamba"]
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "deepseek", "qwen3-next", "lfm2"])
 def test_a_load_promises_what_was_estimated(name, folder_of):
     """To within a few buffers of the weights."""
