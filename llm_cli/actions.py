@@ -20,6 +20,7 @@ from llm_cli.render import clean, clean_line
 from llm_cli.session_actions import SESSION_ACTIONS, Action
 from llm_cli.transcript import path_of
 from llmws.client import RequestRejectedError, image_file
+from llmws.client.images import MAX_IMAGES
 from llmws.client.requests import SamplingValue
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
@@ -118,6 +119,8 @@ async def _system(chat: Chat, argument: str) -> None:
 async def _image(chat: Chat, argument: str) -> None:
     if argument == "-":
         chat.images.clear()
+    elif argument and len(chat.images) == MAX_IMAGES:
+        raise ValueError(f"{MAX_IMAGES} images go with the next question already; no more are taken")
     elif argument:
         chat.images.append(image_file(path_of(argument)))
     count = "1 image goes" if len(chat.images) == 1 else f"{len(chat.images)} images go"

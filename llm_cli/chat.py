@@ -19,7 +19,7 @@ from llm_cli.screen import Screen
 from llm_cli.show import Shown, TextDisplay
 from llm_cli.target import Target
 from llm_cli.view import View, notice, reduce
-from llmws.client import Client, ClientError, Connected, Disconnected
+from llmws.client import Client, ClientError, Connected, Disconnected, RequestRejectedError
 from llmws.protocol.messages import Image, ModelEntry, Sampling, SessionEntry
 
 PATIENT_S = 3600.0
@@ -190,14 +190,18 @@ class Chat:
         images: list[Image] = []
         if prompt is not None:
             images, self.images = self.images, []
-        done = await self.conversation.ask(
-            prompt,
-            system=None if prompt is None else self.system,
-            model=self.model,
-            config=self.config,
-            images=images,
-            parent_id=parent_id,
-        )
+        try:
+            done = await self.conversation.ask(
+                prompt,
+                system=None if prompt is None else self.system,
+                model=self.model,
+                config=self.config,
+                images=images,
+                parent_id=parent_id,
+            )
+        except RequestRejectedError:
+            self.images = images + self.images  # the question was not taken; they go with the next one
+            raise
         self._listen(done)
 
     async def go_to(self, session_id: str | None) -> None:

@@ -14,9 +14,11 @@ from llm_cli import exits, target
 from llm_cli.arguments import Options
 from llm_cli.bookmark import Bookmarks
 from llm_cli.conversation import shown_of
+from llm_cli.render import clean_line
 from llm_cli.scribe import scribe
 from llm_cli.show import Shown
 from llmws.client import image_file
+from llmws.client.images import MAX_IMAGES
 from llmws.client.requests import sampling
 from llmws.protocol.messages import Image, Sampling
 
@@ -32,7 +34,7 @@ def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
         options = options._replace(session_id=bookmarks.last_used())
         if options.session_id is None:
             return _usage("there is no session to continue")
-    if not (is_interactive or prompt or (options.session_id and not options.images)):
+    if not (is_interactive or prompt or options.images or options.session_id):
         return _usage("nothing to ask: give a prompt, or pipe one in")
     if is_interactive and (options.json or not sys.stdout.isatty()):
         return _usage("the chat is for a person at a terminal; give a prompt")
@@ -40,6 +42,8 @@ def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
     try:
         server = target.choose(options, record)
         config = sampling(options.sampling) if options.sampling else None
+        if len(options.images) > MAX_IMAGES:
+            raise ValueError(f"{len(options.images)} images; a question takes {MAX_IMAGES}")
         images = [image_file(path) for path in options.images]
     except ValueError as error:
         return _usage(str(error))
@@ -89,5 +93,5 @@ async def _main(
 
 
 def _usage(text: str) -> int:
-    print(f"llm: {text}", file=sys.stderr)
+    print(f"llm: {clean_line(text)}", file=sys.stderr)
     return exits.USAGE

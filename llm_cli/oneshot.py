@@ -107,7 +107,7 @@ class OneShot:
     async def _talk(self) -> None:
         if self._options.session_id is not None:
             await self._conversation.catch_up()
-        if self._prompt and not self._is_interrupted:
+        if (self._prompt or self._images) and not self._is_interrupted:
             self._status = exits.OK
             await self._conversation.ask(
                 self._prompt,

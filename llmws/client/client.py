@@ -194,8 +194,8 @@ class Client(Questions):
         Raises:
             RequestRejectedError: the request is larger than the server takes.
             ClientError: the client was not opened, has given up or is closed.
-            ValueError: a sampling parameter is unknown or out of range, a text is not valid Unicode, or an answer of
-                the same `request_id` has not been read to its end.
+            ValueError: a sampling parameter is unknown or out of range, a text is not valid Unicode, there are more
+                than 16 images, or an answer of the same `request_id` has not been read to its end.
         """
         self._connection.check()
         if max_tokens is not None:

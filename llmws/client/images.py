@@ -15,6 +15,9 @@ from llmws.protocol.messages import Image
 MAX_FILE_BYTES: Final = 64 * 2**20
 """What is longer no server takes, whatever its settings."""
 
+MAX_IMAGES: Final = 16
+"""In a prompt, as the protocol says."""
+
 _Mime = Literal["image/png", "image/jpeg", "image/webp", "image/gif"]
 
 
@@ -38,9 +41,11 @@ def image_file(path: str | os.PathLike[str]) -> Image:
     """
     file = Path(path)
     try:
+        if not file.exists():
+            raise ValueError(f"{path}: there is no such file")
         # Not a device or a pipe: they may never end.
         if not file.is_file():
-            raise ValueError(f"{path}: there is no such file")
+            raise ValueError(f"{path}: this is not a plain file")
         if file.stat().st_size > MAX_FILE_BYTES:
             raise ValueError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB")
         data = file.read_bytes()

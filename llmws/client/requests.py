@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from llmws.client.errors import RequestRejectedError
+from llmws.client.images import MAX_IMAGES
 from llmws.protocol import ErrorCode, encode
 from llmws.protocol import messages as m
 
@@ -34,7 +35,13 @@ def sampling(fields: Mapping[str, SamplingValue], *, over: m.Sampling | None = N
 
 
 def prompt(text: str | None, system: str | None, images: Sequence[m.Image] | None) -> str | m.Prompt | None:
-    """The `prompt` field in its shortest form."""
+    """The `prompt` field in its shortest form.
+
+    Raises:
+        ValueError: there are more images than the protocol takes.
+    """
+    if images and len(images) > MAX_IMAGES:
+        raise ValueError(f"{len(images)} images; a prompt takes {MAX_IMAGES}")
     if system is None and not images:
         return text
     return m.Prompt(user=text or "", system=system, images=list(images) if images else None)

@@ -130,15 +130,10 @@ def load(folder: Path, *, clock: Callable[[], datetime] = local_now) -> ModelTex
 def _placeholders(folder: Path, files: TokenizerFiles) -> tuple[str, ...]:
     """Tokens that stand for an image in a prompt, however the model's files name them."""
     config = read_object(folder / _CONFIG)
-    ids = [
-        value for name in _IMAGE_TOKENS for suffix in ("_id", "_index") if _is_id(value := config.get(name + suffix))
-    ]
-    texts = [files.tokenizer.id_to_token(token) for token in ids] + [files.named.get(name) for name in _IMAGE_TOKENS]
+    ids = [config.get(name + suffix) for name in _IMAGE_TOKENS for suffix in ("_id", "_index")]
+    known = [each for each in ids if isinstance(each, int) and 0 <= each < 2**32]
+    texts = [files.tokenizer.id_to_token(each) for each in known] + [files.named.get(name) for name in _IMAGE_TOKENS]
     return tuple(dict.fromkeys(text for text in texts if text))
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
 
 
 def _read_text(path: Path) -> str:

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from llmws.client import image_file
+from llmws.protocol import ErrorCode
 from llmws.protocol import messages as m
 from tests.e2e.llm_cli.terminal import Terminal
 from tests.integration.client.fake_server import FakeServer, prompt_of
@@ -42,6 +43,21 @@ async def test_an_image_goes_with_the_next_question_alone(server, tmp_path):
     with_image, without = server.of_type(m.Inference)
     assert with_image.prompt == m.Prompt(user="hi", images=[image_file(file)])
     assert without.prompt == "hi again"
+
+
+async def test_images_of_a_question_that_is_rejected_go_with_the_next_one(server, tmp_path):
+    file = tmp_path / "a.gif"
+    file.write_bytes(b"GIF89a...")
+    server.reject_with = [m.Error(code=ErrorCode.BAD_REQUEST, message="not now", retryable=False)]
+    async with Terminal(tmp_path, "--url", server.url) as terminal:
+        await terminal.sees("model scripted")
+        terminal.type(f"/image {file}\r")
+        await terminal.sees("1 image goes with the next question")
+        terminal.type("hi\r")
+        await terminal.sees("not now")
+        terminal.type("hi again\r")
+        await terminal.sees("10 tokens/s")
+    assert server.of_type(m.Inference)[-1].prompt == m.Prompt(user="hi again", images=[image_file(file)])
 
 
 async def test_alt_enter_and_pasted_lines_stay_one_prompt(server, tmp_path):
@@ -210,7 +226,7 @@ async def test_ctrl_c_while_the_connection_is_lost_ends_the_answer_later(server,
         server.step(1)
         await terminal.sees("word0 ")
         await server.stop()
-        await terminal.sees("connection lost")
+        await terminal.sees("connecting again")
         terminal.type("\x03")
         await terminal.sees("the answer is ended as soon as that changes")
         await server.start()

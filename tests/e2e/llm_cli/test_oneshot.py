@@ -56,6 +56,19 @@ async def test_an_image_goes_with_the_question(server, tmp_path):
     assert inference.prompt == m.Prompt(user="what is it?", images=[image_file(file)])
 
 
+async def test_an_image_may_be_all_of_the_question(server, tmp_path):
+    file = tmp_path / "picture"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n...")
+    status, *_ = await run(tmp_path, "--url", server.url, "--image", str(file))
+    (inference,) = server.of_type(m.Inference)
+    assert (status, inference.prompt) == (0, m.Prompt(user="", images=[image_file(file)]))
+
+
+async def test_the_name_of_a_file_is_shown_without_control_characters(server, tmp_path):
+    status, _, errors = await run(tmp_path, "--url", server.url, "--image", "\x1b[31mred.png", "what is it?")
+    assert (status, errors) == (2, "llm: [31mred.png: there is no such file\n")
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [(None, "there is no such file"), (b"<svg/>", "not an image that can be sent; PNG, JPEG, WebP and GIF are")],
@@ -207,7 +220,7 @@ async def test_cuts_are_not_seen_on_standard_output(server, tmp_path):
     server.cut_after = set(range(2, 60, 7))
     status, out, err = await run(tmp_path, "--url", server.url, "words")
     assert (status, out) == (0, "".join(WORDS) + "\n")
-    assert "connection lost" in err
+    assert "connecting again" in err
 
 
 class Killable:

@@ -50,3 +50,7 @@ async def test_images_are_gathered_for_the_next_question(tmp_path):
     two = "2 images go with the next question"
     nothing = "no image goes with the next question"
     assert said == ["1 image goes with the next question", [shown], two, [shown] * 2, two, [shown] * 2, nothing, []]
+
+    chat.images = [shown] * 16
+    with pytest.raises(ValueError, match=r"^16 images go with the next question already; no more are taken$"):
+        await ACTIONS["image"](chat, str(file))
