@@ -23,7 +23,7 @@ from llmws.client import RequestRejectedError, image_file
 from llmws.client.images import MAX_IMAGES
 from llmws.client.requests import SamplingValue
 from llmws.protocol import ErrorCode
-from llmws.protocol.messages import Sampling
+from llmws.protocol.messages import ModelEntry, Sampling
 
 SETTINGS: Final = Sampling.__struct_fields__
 """Names that `/config` takes."""
@@ -78,10 +78,16 @@ async def _models(chat: Chat, _argument: str) -> None:
         chat.say("there is no model on the server")
         return
     rows = [
-        ("*" if model.loaded else "", clean_line(model.name), f"{model.size_mb:,.1f} MB", clean_line(model.path))
+        (_standing(chat, model), clean_line(model.name), f"{model.size_mb:,.1f} MB", clean_line(model.path))
         for model in models
     ]
     chat.say(_table(rows))
+
+
+def _standing(chat: Chat, model: ModelEntry) -> str:
+    if not model.loaded:
+        return ""
+    return "default" if clean_line(model.name) == chat.view.model else "loaded"
 
 
 async def _switch(chat: Chat, argument: str) -> None:

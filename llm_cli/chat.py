@@ -185,8 +185,6 @@ class Chat:
         self.conversation.take_over()
         if not self.is_online:
             self.note("not connected; the question is sent as soon as that changes")
-        elif self.view.model is None and self.model is None:
-            self.note("no model is loaded yet; the answer begins when there is one")
         images: list[Image] = []
         if prompt is not None:
             images, self.images = self.images, []

@@ -14,12 +14,12 @@ from llm_cli.arguments import Options
 from llm_cli.bookmark import Record
 from llm_cli.conversation import Conversation
 from llm_cli.interrupts import on_interrupt, on_termination
-from llm_cli.render import for_output
+from llm_cli.render import clean, for_output
 from llm_cli.screen import UNRECORDED, Screen
 from llm_cli.show import Display, JsonDisplay, Shown, TextDisplay
 from llm_cli.target import Target
 from llm_cli.view import View, notice, reduce
-from llmws.client import Client, ClientError, Connected, RequestRejectedError
+from llmws.client import Client, ClientError, Connected, RequestRejectedError, branch
 from llmws.protocol import messages as m
 
 
@@ -107,6 +107,8 @@ class OneShot:
     async def _talk(self) -> None:
         if self._options.session_id is not None:
             await self._conversation.catch_up()
+            if not self._prompt and self._lines is None:
+                await self._recall()
         if (self._prompt or self._images) and not self._is_interrupted:
             self._status = exits.OK
             await self._conversation.ask(
@@ -116,6 +118,16 @@ class OneShot:
                 config=self._config,
                 images=self._images,
             )
+
+    async def _recall(self) -> None:
+        """Shows the last answer where its events, which were not seen here, are dropped."""
+        client = self._conversation.client
+        if client.welcome is None or client.welcome.reason != "below_floor" or client.welcome.requests:
+            return
+        messages = branch(await client.conversation())
+        if messages and messages[-1].role == "assistant":
+            text = for_output("").feed(clean(messages[-1].content))
+            await self._screen.write(f"{text}\n", self._conversation.record(Shown()))
 
     def _display(self, shown: Shown, record: Callable[[Shown], Record | None]) -> Display:
         if self._options.json:

@@ -75,7 +75,7 @@ def notice(view: View, message: object) -> str | None:
         case Disconnected() if view.connection == "connecting":
             return f"not connected ({clean_line(message.reason)}); trying again"
         case Disconnected() if view.connection == "online":
-            return f"connection lost ({clean_line(message.reason)}); connecting again"
+            return f"{clean_line(message.reason)}; connecting again"
         case m.ModelSwitched():
             return f"the model is now {clean_line(message.name)}"
         case m.Error() | m.Log():
@@ -128,12 +128,12 @@ def _connection(view: View) -> str:
 def _greeting(view: View, welcome: m.Welcome) -> str | None:
     if welcome.reason == "session_unknown":
         return f"the server no longer has this session; this is a new one: {clean_line(welcome.session_id)}"
+    if welcome.reason == "below_floor":
+        return "what was missed here is kept in the conversation alone; in the chat, /history shows it"
     if welcome.status == "reset":
         return f"the server cannot tell what was missed ({clean_line(welcome.reason or 'unknown')})"
     if view.connection == "offline":
         return "connected" if view.session_id is None else "connected again"
-    if welcome.model is None:
-        return "the server has no model loaded yet"
     return None
 
 

@@ -46,9 +46,13 @@ def add_commands(
     models = commands.add_parser("models", help="list the models, estimate what one takes", description=_list.__doc__)
     actions = models.add_subparsers(metavar="[ACTION]")
     # What an action is not told stays as it was told before it.
-    shown = actions.add_parser("list", help="list the models", description=_list.__doc__, argument_default=argparse.SUPPRESS)
+    shown = actions.add_parser(
+        "list", help="list the models", description=_list.__doc__, argument_default=argparse.SUPPRESS
+    )
     about = "Tells the memory that a model takes and the longest context that fits, from its files' headers alone."
-    estimate = actions.add_parser("estimate", help="tell what a model takes", description=about, argument_default=argparse.SUPPRESS)
+    estimate = actions.add_parser(
+        "estimate", help="tell what a model takes", description=about, argument_default=argparse.SUPPRESS
+    )
     estimate.add_argument("model", metavar="PATH", help="a model's folder, its config.json alone, or a listed name")
     estimate.set_defaults(vram=None, context=None, dtype=None)
     estimate.add_argument(

@@ -257,7 +257,7 @@ async def test_commands(server, tmp_path):
         for line, answer in [
             ("/help", "list the commands"),
             ("/modles", "did you mean /models?"),
-            ("/models", "models/scripted"),
+            ("/models", "default  scripted"),
             ("/model", "the server's present one (scripted)"),
             ("/config temperature=0.5 top_k=3", "top_k        3"),
             ("/config temperature=9", "temperature: Expected"),

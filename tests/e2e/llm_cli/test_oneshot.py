@@ -212,6 +212,14 @@ async def test_continue_asks_in_the_session_used_last(server, tmp_path):
     assert [prompt_of(each) for each in server.session().requests.values()] == ["hi", "more"]
 
 
+async def test_an_answer_that_was_read_elsewhere_is_shown_from_the_conversation(server, tmp_path):
+    await run(tmp_path, "--url", server.url, "hi")
+    server.reset_reason = "below_floor"
+    status, out, err = await run(tmp_path, "--url", server.url, "--session", server.session().id)
+    assert (status, out) == (0, "Hello\n")
+    assert err == "llm: what was missed here is kept in the conversation alone; in the chat, /history shows it\n"
+
+
 async def test_continue_without_a_session_is_status_2(tmp_path):
     assert (await run(tmp_path, "--continue", "hi"))[0] == 2
 

@@ -77,7 +77,7 @@ def test_the_toolbar(messages, line):
     ("view", "message", "line"),
     [
         (View(), connected(), None),
-        (View(), connected(model=None), "the server has no model loaded yet"),
+        (View(), connected(model=None), None),
         (
             View(),
             connected(status="new", reason="session_unknown"),
@@ -86,7 +86,12 @@ def test_the_toolbar(messages, line):
         (
             View(),
             connected(status="reset", reason="below_floor"),
-            "the server cannot tell what was missed (below_floor)",
+            "what was missed here is kept in the conversation alone; in the chat, /history shows it",
+        ),
+        (
+            View(),
+            connected(status="reset", reason="log_corrupt"),
+            "the server cannot tell what was missed (log_corrupt)",
         ),
         (View(connection="offline"), connected(), "connected"),
         (View(connection="offline", session_id="s"), connected(), "connected again"),
@@ -102,7 +107,7 @@ def test_the_toolbar(messages, line):
             "this session is yours again",
         ),
         (View(), LOST, "not connected (the connection was lost); trying again"),
-        (View(connection="online"), LOST, "connection lost (the connection was lost); connecting again"),
+        (View(connection="online"), LOST, "the connection was lost; connecting again"),
         (View(connection="offline"), LOST, None),
         (View(), Disconnected(reason="x", retry_in_s=None), None),
         (View(), m.ModelSwitched(name="b\x07ig", path="", message="", max_context=1), "the model is now big"),
