@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
 import torch
 
 from llmws.config import OptimizationSection
-from llmws.engine.probe import host_memory, missing_arch
+from llmws.engine.host import host_memory
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
 
 
@@ -37,6 +37,31 @@ def target(optimization: OptimizationSection) -> tuple[list[torch.device], torch
         return devices, torch.bfloat16 if cuda else torch.float32
     dtype: torch.dtype = getattr(torch, optimization.dtype)
     return devices, dtype
+
+
+def missing_arch(capability: tuple[int, int], arch_list: Sequence[str]) -> str | None:
+    """Why this build of torch has no code for a GPU, None if it has.
+
+    Source: CUDA C++ Programming Guide, "Application compatibility": sm_XY runs on X.Z with Z >= Y; compute_XY, being
+    PTX, on anything newer.
+
+    Args:
+        capability: of the GPU: (major, minor).
+        arch_list: `torch.cuda.get_arch_list()`.
+    """
+    for arch in arch_list:
+        kind, _, digits = arch.partition("_")
+        number = "".join(filter(str.isdigit, digits))
+        built = int(number[:-1] or 0), int(number[-1:] or 0)
+        if kind == "sm" and built[0] == capability[0] and built[1] <= capability[1]:
+            return None
+        if kind == "compute" and built <= capability:
+            return None
+    major, minor = capability
+    return (
+        f"the GPU has compute capability {major}.{minor}, and this torch is built for {', '.join(arch_list)};"
+        " install a build of torch for it, or set optimization.device to cpu"
+    )
 
 
 def no_flash_attention(device: torch.device, dtype: torch.dtype) -> str | None:

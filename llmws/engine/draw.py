@@ -22,8 +22,13 @@ _BLOCK = 64
 _PART = 8
 """Neighbours of whom only the largest is looked at next, within the blocks that are left."""
 
-_ROWS = 8
-"""Rows that are drawn from at once: it bounds the memory of float64 noise for whole vocabularies."""
+ROWS = {"cpu": 8, "cuda": 64}
+"""Rows that are drawn from at once, which bounds the memory of float64 noise for whole vocabularies: on CPU as many as
+stay in its cache, on CUDA so many that launching the kernels of each piece costs little."""
+
+DRAWN_BYTES = 80
+"""At most, of each number of the rows that are drawn from at once: the sort's two copies of values and ids, scores,
+their probabilities and sums, and the noise."""
 
 _INFINITY = float("inf")
 
@@ -183,8 +188,9 @@ def mix64(value: int) -> int:
 
 
 def _pieces(logits: Tensor, parameters: Parameters) -> Iterator[tuple[Tensor, Parameters]]:
-    for start in range(0, logits.shape[0], _ROWS):
-        rows = slice(start, start + _ROWS)
+    size = ROWS[logits.device.type]
+    for start in range(0, logits.shape[0], size):
+        rows = slice(start, start + size)
         yield logits[rows], Parameters(*(each[rows] for each in parameters))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import torch
 
-from llmws.engine import fast, memory
+from llmws.engine import draw, fast, memory
 from llmws.engine.attention import WRITTEN_SCORES
 from llmws.engine.fallback import PREFILL_TOKENS
 from llmws.engine.graphs import buckets
@@ -158,11 +158,13 @@ def paged_footprint(
     pages = layout(config)
     forward = memory.footprint(config, dtype_bytes=dtype.itemsize, chunk=chunk, eager=is_open, layers=())
     forward = msgspec.structs.replace(forward, token_values=max(forward.token_values, token_values))
-    recorded = 0
+    recorded = drawn_bytes = 0
     if device.type == "cuda":
         # Recorded steps, all on one stream, share the memory of the largest one, but for the logits of each.
         sizes = buckets(max_running)
-        recorded = sizes[-1] * forward.token_values + sum(sizes) * memory.vocabulary_size(config)
+        vocabulary = memory.vocabulary_size(config)
+        recorded = sizes[-1] * forward.token_values + sum(sizes) * vocabulary
+        drawn_bytes = min(max_running, draw.ROWS[device.type]) * vocabulary * draw.DRAWN_BYTES
     most_pairs = None
     if is_open:
         # A query alone may have more: no more than the keys that are repeated for its heads, which count anyway.
@@ -170,7 +172,7 @@ def paged_footprint(
     elif device.type == "cuda":
         # Only windows need masks there.
         most_pairs = max((chunk * (window - 1 + chunk) for window in pages.windows if window is not None), default=0)
-    return PagedFootprint(pages, forward, max_running, most_pairs, recorded)
+    return PagedFootprint(pages, forward, max_running, most_pairs, recorded, drawn_bytes)
 
 
 def _refusal(folder: Path, model_class: type, config: memory.Config) -> str | None:

@@ -66,6 +66,7 @@ class PagedFootprint(msgspec.Struct, frozen=True):
         most_pairs: tokens of a step times tokens of the context that are masked or written out at a time, at most; None
             for all.
         recorded_values: numbers that recorded steps keep to themselves.
+        drawn_bytes: that drawing tokens takes, when a step's other tensors but the logits are gone.
     """
 
     layout: Layout
@@ -73,6 +74,7 @@ class PagedFootprint(msgspec.Struct, frozen=True):
     rows: int
     most_pairs: int | None = None
     recorded_values: int = 0
+    drawn_bytes: int = 0
 
     def stream_bytes(self, context: int) -> int:
         """Bytes of the pages of a stream of that many tokens."""
@@ -91,11 +93,13 @@ class PagedFootprint(msgspec.Struct, frozen=True):
         """
         step = self.forward
         gathered = context * self.layout.kv_heads * (self.layout.key_dim + self.layout.value_dim)
-        values = gathered + context * step.repeated_values + step.chunk * step.token_values + self.recorded_values
+        values = gathered + context * step.repeated_values + step.chunk * step.token_values
         pairs = min(step.chunk, context) * context
         if self.most_pairs is not None:
             pairs = min(pairs, self.most_pairs)
-        return pairs * step.pair_bytes + values * step.dtype_bytes + self.rows * step.logits_bytes
+        computed_bytes = pairs * step.pair_bytes + values * step.dtype_bytes
+        kept_bytes = self.recorded_values * step.dtype_bytes + self.rows * step.logits_bytes
+        return max(computed_bytes, self.drawn_bytes) + kept_bytes
 
     def need_bytes(self, context: int) -> int:
         """Bytes that one stream of that many tokens needs, alone."""

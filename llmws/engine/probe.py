@@ -7,14 +7,12 @@ driver does not give is left out.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pynvml
 
+from llmws.engine.host import cpu_name, host_memory
 from llmws.engine_api import ModelInfo
 from llmws.protocol.messages import (
     CudaResources,
@@ -27,7 +25,6 @@ from llmws.protocol.messages import (
 )
 
 _GB = 1e9
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 class DeviceProbe:
@@ -87,53 +84,6 @@ class DeviceProbe:
         )
 
 
-def host_memory() -> tuple[int, int]:
-    """Total and available bytes of the host, or of the container where that has less."""
-    memory = psutil.virtual_memory()
-    limit, used = _cgroup_bytes("memory.max"), _cgroup_bytes("memory.current")
-    if limit is None or used is None or limit >= memory.total:
-        return memory.total, memory.available
-    # The page cache counts as used there, and is given back on demand.
-    cached = _cgroup_cache_bytes()
-    return limit, min(memory.available, max(0, limit - used + cached))
-
-
-def cpu_name() -> str:
-    """The processor's model, as its maker calls it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "CPU"
-
-
-def missing_arch(capability: tuple[int, int], arch_list: Sequence[str]) -> str | None:
-    """Why this build of torch has no code for a GPU, None if it has.
-
-    Source: CUDA C++ Programming Guide, "Application compatibility": sm_XY runs on X.Z with Z >= Y; compute_XY, being
-    PTX, on anything newer.
-
-    Args:
-        capability: of the GPU: (major, minor).
-        arch_list: `torch.cuda.get_arch_list()`.
-    """
-    for arch in arch_list:
-        kind, _, digits = arch.partition("_")
-        number = "".join(filter(str.isdigit, digits))
-        built = int(number[:-1] or 0), int(number[-1:] or 0)
-        if kind == "sm" and built[0] == capability[0] and built[1] <= capability[1]:
-            return None
-        if kind == "compute" and built <= capability:
-            return None
-    major, minor = capability
-    return (
-        f"the GPU has compute capability {major}.{minor}, and this torch is built for {', '.join(arch_list)};"
-        " install a build of torch for it, or set optimization.device to cpu"
-    )
-
-
 def _gpu(device: str, visible: str | None) -> Any:  # noqa: ANN401 - an opaque ctypes pointer
     """The NVML handle of the GPU that torch would call by that name, None if there is none."""
     index = int(device.partition(":")[2] or 0)
@@ -147,21 +97,6 @@ def _gpu(device: str, visible: str | None) -> Any:  # noqa: ANN401 - an opaque c
         return pynvml.nvmlDeviceGetHandleByUUID(name)
     except (pynvml.NVMLError, IndexError):
         return None
-
-
-def _cgroup_bytes(name: str) -> int | None:
-    try:
-        return int((_CGROUP / name).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _cgroup_cache_bytes() -> int:
-    try:
-        lines = (_CGROUP / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
 
 
 def _gb(size_bytes: int) -> float:

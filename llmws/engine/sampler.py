@@ -23,8 +23,9 @@ from llmws.protocol.messages import Sampling, TokenLogprob, TopLogprob
 SAMPLER_VERSION = 2
 """Changes when the same logits may give another token; part of `ModelInfo.engine`."""
 
-CPU_CANDIDATES = 256
-"""Likeliest tokens that are considered on CPU, where sorting a whole vocabulary costs more than a small model."""
+CANDIDATES = 256
+"""Likeliest tokens that are found without sorting a whole vocabulary, everywhere for a top-k of so many at most. On
+CPU, where the sort costs more than a small model, no others are considered."""
 
 _MIN_LOGPROB = -9999.0
 """Of a token that the model rules out: JSON has no infinity. Source: the OpenAI API."""
@@ -35,7 +36,7 @@ class _Work(enum.Enum):
 
     BEST = "the best"
     DRAW = "noise for every id"
-    DRAW_FROM_LEADING = "filters and noise for the first `CPU_CANDIDATES`"
+    DRAW_FROM_LEADING = "filters and noise for the first `CANDIDATES`"
     DRAW_FROM_SORTED = "filters and noise for every id, in order"
 
 
@@ -58,14 +59,14 @@ class BatchSampler:
     Args:
         vocabulary: number of logits.
         device: of the logits.
-        candidates: how many of the likeliest tokens are considered, 0 for all; None: `CPU_CANDIDATES` on CPU, all
-            on anything else.
+        candidates: how many of the likeliest tokens are considered, 0 for all; None: `CANDIDATES` on CPU, all on
+            anything else.
     """
 
     def __init__(self, vocabulary: int, device: torch.device, *, candidates: int | None = None) -> None:
         self._vocabulary = vocabulary
         self._device = device
-        rule = CPU_CANDIDATES if device.type == "cpu" else 0
+        rule = CANDIDATES if device.type == "cpu" else 0
         self._candidates = rule if candidates is None else candidates
         self._requests: dict[str, _Request] = {}
 
@@ -110,37 +111,19 @@ class BatchSampler:
             return []
         requests = [self._requests[key] for key in keys]
         ids = self._chosen(requests, logits)
-        return self.take(keys, ids, _logprobs(requests, logits, ids))
+        return self._taken(keys, ids, _logprobs(requests, logits, ids))
 
-    def is_plain(self, key: str) -> bool:
-        """Whether a draw is all that the request needs: no bias, no penalty, no log-probabilities."""
-        request = self._requests[key]
-        return not request.penalties and request.sampling.logprobs is None
-
-    def parameters(self, keys: Sequence[str]) -> Parameters:
-        """Of the next tokens, for a `draw` elsewhere, such as in a CUDA graph; all keys must be plain."""
-        return _parameters([self._requests[key] for key in keys], self._device)
-
-    def take(
-        self, keys: Sequence[str], ids: Sequence[int], logprobs: Mapping[int, TokenLogprob] | None = None
+    def _taken(
+        self, keys: Sequence[str], ids: Sequence[int], logprobs: Mapping[int, TokenLogprob]
     ) -> list[Token | LlmwsError]:
-        """Remembers what was drawn, here or elsewhere.
-
-        Args:
-            keys: of different requests that were added.
-            ids: one a key, or `UNUSABLE`.
-            logprobs: by row, where they are asked for.
-
-        Returns:
-            see `choose`.
-        """
+        """Remembers what was drawn, but where it is `UNUSABLE`."""
         outcomes: list[Token | LlmwsError] = []
         for row, (key, token_id) in enumerate(zip(keys, ids, strict=True)):
             if token_id == UNUSABLE:
                 outcomes.append(ModelInvalidError("the model computed no usable logits"))
             else:
                 self._requests[key].append(token_id)
-                outcomes.append(Token(token_id, (logprobs or {}).get(row)))
+                outcomes.append(Token(token_id, logprobs.get(row)))
         return outcomes
 
     def _chosen(self, requests: Sequence[_Request], logits: Tensor) -> list[int]:
@@ -155,7 +138,7 @@ class BatchSampler:
             if is_penalised:
                 part = part.to(torch.float32, copy=part is logits)
                 penalise_(part, [member.penalties for member in members])
-            parts.append(_draw(work, part, members, candidates=self._candidates or CPU_CANDIDATES))
+            parts.append(_draw(work, part, members, candidates=self._candidates or CANDIDATES))
         order = itertools.chain.from_iterable(groups.values())
         by_row = dict(zip(order, torch.cat(parts).tolist(), strict=True))
         return [by_row[row] for row in range(len(requests))]
@@ -163,7 +146,7 @@ class BatchSampler:
     def _work(self, sampling: Sampling) -> _Work:
         if _is_greedy(sampling):
             return _Work.BEST
-        if self._candidates or 0 < (sampling.top_k or 0) <= CPU_CANDIDATES:
+        if self._candidates or 0 < (sampling.top_k or 0) <= CANDIDATES:
             return _Work.DRAW_FROM_LEADING
         is_filtered = sampling.top_k or (sampling.top_p or 1.0) < 1 or sampling.min_p
         return _Work.DRAW_FROM_SORTED if is_filtered else _Work.DRAW

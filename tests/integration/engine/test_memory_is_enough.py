@@ -13,6 +13,7 @@ from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine import memory
 from llmws.engine.attention import WRITTEN_SCORES
 from llmws.engine.devices import chosen, placement
+from llmws.engine.draw import DRAWN_BYTES, ROWS
 from llmws.engine.estimate import paged_footprint
 from llmws.engine.fallback import Context, Increments, find_increments
 from llmws.engine.loading import TransformersLoader
@@ -110,6 +111,19 @@ def test_the_smallest_pool_serves_the_longest_context(name, folder_of):
 
     assert runner.pool_bytes == runner.need_bytes
     assert runner.preemptions == 0
+
+
+def test_drawing_many_streams_tokens_at_once_is_paid_for():
+    """A small model's step takes less than the noise for its vocabulary."""
+    config = whole_config(tiny_models.CONFIGS["llama"]) | {"vocab_size": 150_000}
+    cuda = torch.device("cuda")
+    one, crowd = (
+        paged_footprint(config, dtype=torch.bfloat16, device=cuda, max_running=running, writes_scores=False)
+        for running in (1, 128)
+    )
+
+    assert one.workspace_bytes(256) >= 150_000 * DRAWN_BYTES
+    assert crowd.workspace_bytes(256) >= 150_000 * ROWS["cuda"] * DRAWN_BYTES
 
 
 def test_a_device_that_gives_no_memory_back_keeps_no_model_from_being_closed(folder_of, monkeypatch, caplog):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from llmws.engine.draw import Parameters, draw, draw_from_all, gumbel, kept, leading, mix64, noise_state
-from llmws.engine.sampler import CPU_CANDIDATES, BatchSampler
+from llmws.engine.draw import ROWS, Parameters, draw, draw_from_all, gumbel, kept, leading, mix64, noise_state
+from llmws.engine.sampler import BatchSampler
 from llmws.errors import BadRequestError, ModelInvalidError
 from llmws.protocol.messages import Sampling
 
@@ -126,6 +126,17 @@ def test_without_filters_no_order_is_needed():
 
     assert ids == draw(logits, rows).tolist()
     assert ids == draw(logits, rows, candidates=99).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_how_many_rows_are_drawn_from_at_once_does_not_matter(size, monkeypatch):
+    """It is another number on a GPU."""
+    rows = parameters(temperature=1.3, seeds=range(40), positions=range(40))
+    logits = torch.randn(40, 99, generator=torch.Generator().manual_seed(3))
+    expected = draw(logits, rows).tolist(), draw_from_all(logits, rows).tolist()
+    monkeypatch.setitem(ROWS, "cpu", size)
+
+    assert (draw(logits, rows).tolist(), draw_from_all(logits, rows).tolist()) == expected
 
 
 @pytest.mark.parametrize(("seed_step", "position_step"), [(0, 1), (1, 0)])
@@ -276,34 +287,6 @@ def test_a_sampler_that_starts_from_emitted_ids_goes_on_alike(cut, seed):
     rest = One(sampling, prompt=[3, 5], emitted=ids[:cut])
 
     assert [rest.choose(row).id for row in steps[cut:]] == ids[cut:]
-
-
-# --- drawing elsewhere -----------------------------------------------------------------------------------------------
-
-
-def test_what_is_drawn_elsewhere_is_what_would_have_been_chosen():
-    """As a CUDA graph does it: parameters out, `draw`, ids in; a row without use is told and not remembered."""
-    steps = torch.randn(4, 3, 50, generator=torch.Generator().manual_seed(8))
-    steps[1, 2, 7] = math.nan
-    samplings = {"a": free(top_p=0.9, seed=5), "b": Sampling(do_sample=False), "c": free(min_p=0.1, seed=7)}
-    here, elsewhere = BatchSampler(50, CPU), BatchSampler(50, CPU)
-    for key, sampling in samplings.items():
-        here.add(key, sampling, prompt_ids=[1], emitted_ids=[2])
-        elsewhere.add(key, sampling, prompt_ids=[1], emitted_ids=[2])
-
-    for logits in steps:
-        ids = draw(logits, elsewhere.parameters(list(samplings)), candidates=CPU_CANDIDATES)
-        expected = here.choose(list(samplings), logits)
-        assert [str(each) for each in elsewhere.take(list(samplings), ids.tolist())] == [str(each) for each in expected]
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [free(logprobs=0), free(logit_bias={"1": 1.0}), free(presence_penalty=0.1), free(repetition_penalty=2)],
-)
-def test_what_needs_more_than_a_draw_is_not_drawn_elsewhere(sampling):
-    assert not One(sampling).batch.is_plain("one")
-    assert One(free(top_p=0.5, min_p=0.1)).batch.is_plain("one")
 
 
 # --- broken logits ---------------------------------------------------------------------------------------------------

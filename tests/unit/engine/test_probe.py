@@ -2,7 +2,9 @@
 
 import pytest
 
-from llmws.engine.probe import DeviceProbe, cpu_name, host_memory, missing_arch
+from llmws.engine.devices import missing_arch
+from llmws.engine.host import cpu_name, host_memory
+from llmws.engine.probe import DeviceProbe
 from llmws.engine.scripted import model_info
 from llmws.engine_api import ModelRef
 from llmws.protocol.messages import EngineResources, ModelSummary
