@@ -23,6 +23,7 @@ from llmws.engine_api import (
     Engine,
     MemoryProbe,
     ModelFailed,
+    ModelInfo,
     ModelLoaded,
     ModelRef,
     ModelSource,
@@ -116,6 +117,8 @@ class Driver:
             ),
             e.SaveUptime: self._keep_uptime,
             e.LoadModel: lambda command: engine.load(command.model),
+            e.WithdrawLoad: lambda command: engine.withdraw(command.name),
+            e.Warn: lambda command: _log.warning("%s", command.message),
             PromptJob: prompts.render,
             **dict.fromkeys(get_args(StoreOp), self._ops.append),
             Append: self._append,
@@ -259,9 +262,7 @@ class Driver:
     def _note(self, event: e.HubEvent) -> None:
         """Logs what an operator wants to know of models."""
         if isinstance(event, ModelLoaded):
-            _log.info(
-                "model %s is loaded on %s, context %d", event.info.ref.name, event.info.device, event.info.max_context
-            )
+            _log.info("%s", _loaded(event.info))
             self._read_memory()
         elif isinstance(event, ModelUnloaded):
             self._read_memory()
@@ -393,3 +394,11 @@ class Driver:
 
         self._inspections += 1
         self._loop.run_in_executor(self._inspector, work).add_done_callback(finished)
+
+
+def _loaded(info: ModelInfo) -> str:
+    why = f" ({info.tier_reason})" if info.tier_reason else ""
+    return (
+        f"model {info.ref.name} ({info.ref.size_bytes / 1e6:,.1f} MB) is loaded on {info.device} in {info.dtype}: "
+        f"{info.tier} tier{why}, context {info.max_context}, {info.max_running} requests at once"
+    )

@@ -221,6 +221,18 @@ class LoadModel(Value, frozen=True):
     model: ModelRef
 
 
+class WithdrawLoad(Value, frozen=True):
+    """Nobody waits for this model any more: its load is not wanted, if it has not begun."""
+
+    name: str
+
+
+class Warn(Value, frozen=True):
+    """Something that an operator should know, for the server's log."""
+
+    message: str
+
+
 HubCommand = (
     Send
     | Disconnect
@@ -231,6 +243,8 @@ HubCommand = (
     | RememberModel
     | SaveUptime
     | LoadModel
+    | WithdrawLoad
+    | Warn
     | PromptJob
     | StoreOp
 )

@@ -1,12 +1,15 @@
 """Which models are there, which of them is the default, what is being loaded, and who asked for another.
 
 The engine decides how many models stay side by side; this follows what it tells. Knows no requests but by their
-absence: a switch begins only when told that nothing runs. Invariants: one load of a model is asked for at a time;
+absence: a switch begins only when told that nothing runs. Invariants: one load of a model is asked for at a time, and
+none that nobody waits for;
 `is_settled` is false from the moment a switch is asked for until it ends; only a switch changes the default.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from llmws.engine_api import ModelFailed, ModelInfo, ModelLoaded, ModelProgress, ModelRef, ModelUnloaded
@@ -47,6 +50,7 @@ class Models:
         self.resident: dict[str, ModelInfo] = {}
         self.default: ModelInfo | None = None
         self._loading: set[str] = set()
+        self._before_load: dict[str, AbstractSet[str]] = {}
         self._wishes: list[_Wish] = []
         self._switch: _Switch | None = None
         self._is_scanned = False
@@ -74,8 +78,8 @@ class Models:
         return self.default.ref if self.default else None
 
     def may_serve(self, ref: ModelRef) -> bool:
-        """Whether users may ask for this model."""
-        return self._state.settings.load_on_demand or ref.name == self.name
+        """Whether users may ask for this model: one that is there costs no load."""
+        return self._state.settings.load_on_demand or ref.name == self.name or ref.name in self.resident
 
     def capabilities(self) -> m.Capabilities:
         """For the welcome."""
@@ -87,20 +91,44 @@ class Models:
             max_context=info.max_context if info else 0,
         )
 
-    def want(self, ref: ModelRef) -> None:
-        """Has a model loaded that is not resident, unless that is asked for already.
+    def wait_for(self, wanted: Mapping[str, ModelRef], *, rendering: AbstractSet[str]) -> None:
+        """Has those models loaded that requests wait for, and takes back the loads that nobody waits for any more.
 
         Every model is asked for at once: the engine takes loads and requests in one line, where what comes first goes
-        first, and so nobody can be passed over for ever.
+        first, and so nobody can be passed over for ever. But to the engine a model is idle until a rendered prompt
+        reaches it. So a load waits for the prompts that are being rendered when it is due, whose models would make room
+        for it and be loaded again; not for those that come later. What the engine has begun ends all the same.
+
+        Args:
+            wanted: by name; the load of the default, or of a switch, is kept though it is not among them.
+            rendering: the keys of the prompts that are being rendered for models that are there.
         """
+        for name in sorted(self._loading.difference(wanted)):
+            if not self._is_chosen(name):
+                self._loading.discard(name)
+                self._state.out.append(e.WithdrawLoad(name))
+        before, self._before_load = self._before_load, {}
+        for name, ref in wanted.items() if self.is_settled else ():
+            if name in self.resident or name in self._loading:
+                continue
+            if first := before.get(name, rendering) & rendering:
+                self._before_load[name] = first
+            else:
+                self._load(ref)
+
+    def _load(self, ref: ModelRef) -> None:
         if ref.name not in self._loading:
             self._loading.add(ref.name)
             self._state.out.append(e.LoadModel(ref))
 
     def is_wanted(self, name: str) -> bool:
         """Whether this model is resident, the default, being loaded, or to be switched to."""
-        wished = any(wish.ref and wish.ref.name == name for wish in self._wishes)
-        return wished or name == self.name or name in self.resident or name in self._loading
+        return self._is_chosen(name) or name in self.resident or name in self._loading
+
+    def _is_chosen(self, name: str) -> bool:
+        """Whether this model is the default, or is to be."""
+        switching = [wish.ref for wish in self._wishes] + ([self._switch.ref] if self._switch else [])
+        return name == self.name or any(ref is not None and ref.name == name for ref in switching)
 
     # --- switching -------------------------------------------------------------------------------------------------
 
@@ -108,7 +136,7 @@ class Models:
         """Loads the model to begin with."""
         if self._switch is None:
             self._switch = _Switch(None, event.model)
-            self.want(event.model)
+            self._load(event.model)
 
     def ask_switch(self, session_id: str, wanted: str) -> None:
         """Takes a client's wish; the folders are looked at again, since the model may just have been put there.
@@ -141,17 +169,15 @@ class Models:
                 self._refuse(wish.session_id, ErrorCode.INTERNAL, "the models folders could not be read")
 
     def begin_switch(self) -> None:
-        """Begins the next switch that was asked for. Nothing may be running."""
+        """Begins the next switch that was asked for. Nothing may be running.
+
+        Also one to a model that is there: only the engine knows whether its folder is as it was.
+        """
         while self._switch is None and self._wishes and (ref := self._wishes[0].ref) is not None:
             wish = self._wishes.pop(0)
             self._switch = _Switch(wish.session_id, ref)
-            info = self.resident.get(ref.name)
-            if info is not None and info.ref.location == ref.location:
-                self._tell(f"{ref.name} is loaded already.", 0, 0)
-                self._switched(info)
-            else:
-                self._tell(f"Loading {ref.name}.", 0, ref.size_bytes)
-                self.want(ref)
+            self._tell(f"Loading {ref.name}.", 0, ref.size_bytes)
+            self._load(ref)
 
     # --- what the engine tells -------------------------------------------------------------------------------------
 
@@ -164,7 +190,7 @@ class Models:
     def loaded(self, event: ModelLoaded) -> None:
         """A model is there: a load that was asked for, or one that a request needed after its model had made room."""
         info = event.info
-        self._loading.discard(info.ref.name)
+        self._answered(info.ref.name)
         self._resides(info)
         if self._switch is not None and self._switch.ref.name == info.ref.name:
             self._switched(info)
@@ -174,14 +200,22 @@ class Models:
         self.resident.pop(event.name, None)
 
     def failed(self, event: ModelFailed) -> None:
-        """A load failed; the default is what it was."""
-        self._loading.discard(event.name)
-        self.resident.pop(event.name, None)
+        """A load failed; the default is what it was, and what was there stays, unless it is said to be gone."""
+        self._answered(event.name)
         if event.kept is not None:
             self._resides(event.kept)
         if self._switch is not None and self._switch.ref.name == event.name:
             switch, self._switch = self._switch, None
             self._refuse(switch.session_id, event.code, event.message)
+
+    def _answered(self, name: str) -> None:
+        """A load has ended. It may be another one than was asked for, which is not needed any more then.
+
+        Such a one began for a request that had come before, or was taken back too late.
+        """
+        if name in self._loading:
+            self._loading.discard(name)
+            self._state.out.append(e.WithdrawLoad(name))
 
     def _resides(self, info: ModelInfo) -> None:
         self.resident[info.ref.name] = info

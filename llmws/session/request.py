@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from llmws.engine_api import GenerationRequest, ImageInput, ModelInfo, ModelRef
+from llmws.engine_api import GenerationRequest, ImageInput, ModelInfo
 from llmws.protocol import messages as m
 from llmws.session.records import PromptBody
 
@@ -104,25 +104,25 @@ class Request:
         """How long the engine has worked on it in this process."""
         return self._ran_s + (now_s - self._run_since_s if self._run_since_s is not None else 0.0)
 
-    def generation(self, model: ModelRef, *, owner: str, images: tuple[ImageInput, ...] = ()) -> GenerationRequest:
-        """What the engine needs to produce the rest. The prompt must be known.
+    def generation(self, info: ModelInfo, *, owner: str, images: tuple[ImageInput, ...] = ()) -> GenerationRequest:
+        """What the engine needs to produce the rest. The prompt must be known, and fit with what was emitted.
 
         Args:
-            model: to go on with.
+            info: the model to go on with; the answer is not longer than it has room for now.
             owner: the session's, the same after a restart.
             images: that the prompt has places for.
         """
         assert self.prompt is not None
         return GenerationRequest(
             key=self.key,
-            model=model,
+            model=info.ref,
             owner=owner,
             prompt_ids=tuple(self.prompt.ids),
             images=images,
             emitted_ids=tuple(self.ids),
             emitted_text=self.text,
             sampling=self.sampling,
-            max_new_tokens=self.prompt.max_tokens,
+            max_new_tokens=min(self.prompt.max_tokens, info.max_context - len(self.prompt.ids)),
         )
 
     def is_exact_on(self, info: ModelInfo) -> bool:

@@ -125,6 +125,18 @@ class Turns:
             self._models.begin_switch()
         while self._models.is_settled and any(self._give_turn(each) for each in self._line.heads()):
             pass  # there are new heads
+        self._ask_for_models()
+
+    def _ask_for_models(self) -> None:
+        """Tells which models the heads of the line wait for, after all turns that could be given."""
+        models = self._models
+        heads = (models.serving(self._state.sessions[each].queue[0].model) for each in self._line.heads())
+        rendering = {
+            key
+            for key, (_, request, info) in self._active.items()
+            if request.state == "rendering" and info.ref.name in models.resident
+        }
+        models.wait_for({ref.name: ref for ref in heads if ref is not None}, rendering=rendering)
 
     def _give_turn(self, session_id: str) -> bool:
         """Starts, or ends, the next request of a session in line. False where it has to wait."""
@@ -144,8 +156,7 @@ class Turns:
             # It was there at acceptance: the conversation's log was damaged since.
             self.end(session, request, ErrorCode.STORAGE_FAILED, "the message that this one follows is lost")
         elif (info := models.resident.get(ref.name)) is None:
-            models.want(ref)
-            return False
+            return False  # its load is asked for after all turns
         elif sum(each.info.ref.name == ref.name for each in self._active.values()) >= info.max_running:
             return False
         else:
@@ -154,13 +165,15 @@ class Turns:
         return True
 
     def model_loaded(self, event: ModelLoaded) -> None:
-        """Gives those their turn who waited for the model, before it may have to make room for another one.
+        """Gives those their turn who waited for the model; its `ModelUnloaded` may come together with this.
 
         What has begun is not continued by other weights, should the model's folder have changed since it was loaded.
         """
-        for session, request, info in list(self._active.values()):
-            if info.ref.name == event.info.ref.name and info.digest != event.info.digest:
-                self.end(session, request, ErrorCode.MODEL_FAILED, _CHANGED)
+        for key, active in list(self._active.items()):
+            if active.info.ref.name == event.info.ref.name:
+                self._active[key] = active._replace(info=event.info)
+                if active.info.digest != event.info.digest:
+                    self.end(active.session, active.request, ErrorCode.MODEL_FAILED, _CHANGED)
         self.admit()
 
     def prompt_ready(self, event: PromptReady) -> None:
@@ -169,6 +182,10 @@ class Turns:
             return
         session, request, info = active
         self._state.dirty[session.id] = session
+        if len(event.ids) >= info.max_context:
+            # It fitted when it was given to be rendered; the model came back smaller.
+            self.end(session, request, ErrorCode.MODEL_OOM, _no_room(len(event.ids), info))
+            return
         request.prompt = PromptBody(
             request_id=request.id,
             ids=list(event.ids),
@@ -238,7 +255,12 @@ class Turns:
         self.enqueue(session)
 
     def load_failed(self, event: ModelFailed) -> None:
-        """Ends the requests whose turn can't come because of it; those that the engine has, it ends itself."""
+        """Ends the requests whose turn can't come because of it; those that the engine has, it ends itself.
+
+        A model that could not be read anew serves on as it was read before.
+        """
+        if event.name in self._models.resident:
+            return
         for session, request, info in list(self._active.values()):
             if request.state == "rendering" and info.ref.name == event.name:
                 self.end(session, request, event.code, event.message)
@@ -329,8 +351,10 @@ class Turns:
             self.end(session, request, ErrorCode.INTERNAL, "the log holds a start without its prompt")
         elif request.fruitless_resumes >= MAX_RESUMES:
             self.end(session, request, ErrorCode.MODEL_FAILED, "resumed several times without a new token")
-        elif prompt.model_digest != info.digest or len(prompt.ids) + prompt.max_tokens > info.max_context:
+        elif prompt.model_digest != info.digest:
             self.end(session, request, ErrorCode.MODEL_FAILED, _CHANGED)
+        elif (taken := len(prompt.ids) + len(request.ids)) > info.max_context:
+            self.end(session, request, ErrorCode.MODEL_OOM, _no_room(taken, info))
         elif len(session.conversation.images(request)) < prompt.images:
             self.end(session, request, ErrorCode.STORAGE_FAILED, "an image that the prompt shows is lost")
         else:
@@ -355,7 +379,11 @@ class Turns:
             shown[len(shown) - request.prompt.images :], asked=len(session.conversation.shown(request.message))
         )
         request.submitted(now_s=self._state.clock.monotonic())
-        self._state.out.append(e.Submit(request.generation(info.ref, owner=session.owner, images=images)))
+        generation = request.generation(info, owner=session.owner, images=images)
+        if generation.max_new_tokens < request.prompt.max_tokens:
+            text = f"{info.ref.name} holds only {info.max_context} tokens of context now; an answer ends there"
+            self._state.out.append(e.Warn(text))
+        self._state.out.append(e.Submit(generation))
 
     def _stop(self, request: Request) -> None:
         """Takes a request from the engine, if it is there."""
@@ -366,3 +394,7 @@ class Turns:
         if (ref := self._models.serving(request.model)) is not None:
             return ref.name == event.name
         return request.model is None and self._models.name is None
+
+
+def _no_room(tokens: int, info: ModelInfo) -> str:
+    return f"memory for this context is missing now: it has {tokens} tokens, and {info.max_context} can be held"

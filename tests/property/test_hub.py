@@ -195,6 +195,18 @@ class HubMachine(RuleBasedStateMachine):
             self.stage.post(e.Detach(line.number))
         self.read_all()
 
+    @rule(model=WANTED, seconds=st.sampled_from([0.1, 1.0]))
+    def passer_by(self, model: str | None, seconds: float) -> None:
+        """Somebody asks, and does not want the answer any more."""
+        self.stall(stuck=False)
+        line = self.new_line()
+        message = m.Inference(request_id="p", input_ids=[9], model=model, on_disconnect="cancel")
+        self.stage.post(e.Attach(line.number, "passer-by", "user", m.Hello()))
+        self.stage.post(e.Receive(line.number, message))
+        self.wait(seconds)
+        self.stage.post(e.Detach(line.number))
+        self.read_all()
+
     @precondition(lambda self: self.has_owner() and self.asked)
     @rule(data=st.data(), is_other=st.booleans())
     def ask_again(self, data: st.DataObject, is_other: bool) -> None:
@@ -365,7 +377,15 @@ class HubMachine(RuleBasedStateMachine):
     def the_hub_knows_what_the_engine_holds(self) -> None:
         if not self.stage.is_engine_stuck:
             assert self.stage.hub.resident == self.stage.engine.resident
-            assert self.stage.hub._models._loading <= self.stage.engine.wanted, "a load that nobody is about to do"
+            assert self.stage.hub._models._loading == self.stage.engine.wanted, "a load of which only one side knows"
+
+    @invariant()
+    def nothing_is_loaded_that_nobody_waits_for(self) -> None:
+        hub = self.stage.hub
+        waiting = (hub._models.serving(hub._state.sessions[each].queue[0].model) for each in hub._turns._line)
+        chosen = [wish.ref for wish in (hub._models._switch, *hub._models._wishes) if wish is not None]
+        wanted = {ref.name for ref in (*waiting, *chosen) if ref is not None}
+        assert hub._models._loading <= wanted | {hub._models.name}
 
     @invariant()
     def only_a_switch_changes_the_default(self) -> None:

@@ -156,11 +156,13 @@ class HubStage:
         load_on_demand: bool = True,
         max_running: int = 4,
         max_resident: int = 3,
+        max_context: int = MAX_CONTEXT,
         **settings: Any,
     ) -> None:
         self.settings = settings
         self.max_running = max_running
         self.max_resident = max_resident
+        self.max_context = max_context
         self.uptime_s = 0.0
         self.token = token
         self.models = models
@@ -187,9 +189,14 @@ class HubStage:
             **self.settings,
         )
         self.hub = Hub(settings, clock=self.clock, entropy=self.entropy)
-        self.engine = scripted_engine(self.broken, max_running=self.max_running, max_resident=self.max_resident)
+        self.engine = scripted_engine(
+            self.broken,
+            max_running=self.max_running,
+            max_resident=self.max_resident,
+            max_context=self.max_context,
+        )
         self.engine.start(lambda: None)
-        self.for_engine: deque[e.Submit | e.CancelGeneration | e.LoadModel] = deque()
+        self.for_engine: deque[e.Submit | e.CancelGeneration | e.LoadModel | e.WithdrawLoad] = deque()
         self.store = MemoryStore(self.disk, now_ms=lambda: int(self.clock.time() * 1000))
         self.store.start(lambda: None)
         self.inbox: deque[e.HubEvent] = deque()
@@ -221,6 +228,8 @@ class HubStage:
                     self.engine.cancel(key)
                 case e.LoadModel(model=model):
                     self.engine.load(model)
+                case e.WithdrawLoad(name=name):
+                    self.engine.withdraw(name)
         self.inbox.extend(self.engine.take())
 
     def execute(self, command: e.HubCommand) -> None:
@@ -229,7 +238,7 @@ class HubStage:
                 self.clients[number].frames.extend(frames)
             case e.Disconnect(connection=number, code=code):
                 self.clients[number].close_code = code
-            case e.Submit() | e.CancelGeneration() | e.LoadModel():
+            case e.Submit() | e.CancelGeneration() | e.LoadModel() | e.WithdrawLoad():
                 self.for_engine.append(command)
             case e.ScanModels():
                 self.inbox.append(e.ScanFailed() if self.scans_fail else e.ModelsScanned(self.models))
@@ -365,7 +374,11 @@ class SocketStage:
 
 
 def scripted_engine(
-    broken: dict[str, str] | None = None, *, max_running: int = 4, max_resident: int = 3
+    broken: dict[str, str] | None = None,
+    *,
+    max_running: int = 4,
+    max_resident: int = 3,
+    max_context: int = MAX_CONTEXT,
 ) -> ScriptedEngine:
     """`Hello` to everybody, but numbers to whoever asks for them. Every model but the guide speaks its own way."""
 
@@ -376,7 +389,7 @@ def scripted_engine(
         return numbers if request.prompt_ids == (9,) else hello
 
     models = {
-        each.name: model_info(each, max_context=MAX_CONTEXT, max_running=max_running) for each in (GUIDE, OTHER, THIRD)
+        each.name: model_info(each, max_context=max_context, max_running=max_running) for each in (GUIDE, OTHER, THIRD)
     }
     return ScriptedEngine(script, models=models, broken=broken, max_resident=max_resident)
 

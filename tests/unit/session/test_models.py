@@ -12,7 +12,7 @@ from llmws.engine_api import GenerationRequest, ModelLoaded, ModelProgress, Mode
 from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.line import Line
-from tests.support.stages import GUIDE, OTHER, THIRD, HubClient, HubStage, rendered
+from tests.support.stages import GUIDE, MAX_CONTEXT, OTHER, THIRD, HubClient, HubStage, rendered
 from tests.support.stories import ASK, NUMBERS, client, finish, received, text, types, welcomed
 
 COUNT = {**NUMBERS, "request_id": "n"}
@@ -28,6 +28,7 @@ class ModelStage(HubStage):
     def start(self) -> None:
         self.loads: list[str] = []
         self.submitted: list[GenerationRequest] = []
+        self.warnings: list[str] = []
         self.held_prompts: list[PromptJob] | None = None
         super().start()
 
@@ -36,6 +37,8 @@ class ModelStage(HubStage):
             self.loads.append(command.model.name)
         elif isinstance(command, e.Submit):
             self.submitted.append(command.request)
+        elif isinstance(command, e.Warn):
+            self.warnings.append(command.message)
         if isinstance(command, PromptJob) and self.held_prompts is not None:
             self.held_prompts.append(command)
         else:
@@ -185,6 +188,148 @@ async def test_ids_are_compared_with_the_vocabulary_of_the_model_that_is_named()
     assert [(await user.receive())["type"] for user in users] == ["error", "start"]
 
 
+# --- loads that nobody waits for -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["cancel", "disconnect", "end", "damage"])
+async def test_a_load_that_nobody_waits_for_any_more_is_taken_back(way):
+    """Or everybody behind it would wait until what runs has drained, for nothing."""
+    stage = ModelStage(max_resident=1)
+    await asked(stage, None, **COUNT)
+    user, welcome = await welcomed(stage)
+    await user.send({**ASK, "model": "other", "on_disconnect": "cancel"})
+    assert stage.engine.wanted == {"other"}
+    match way:
+        case "cancel":
+            await user.send({"type": "cancel", "request_id": "a"})
+        case "disconnect":
+            await user.cut()
+        case "end":
+            await user.send({"type": "end_session", "session_id": welcome["session_id"]})
+        case "damage":
+            stage.disk.failing.add(welcome["session_id"])
+            await user.send({"type": "update_session", "title": "x"})
+    assert stage.engine.wanted == frozenset()
+    assert models_of(await asked(stage, None)) == [GUIDE.name]
+
+
+async def test_a_load_that_others_wait_for_too_is_kept():
+    stage = ModelStage(max_resident=1)
+    await asked(stage, None, **COUNT)
+    first, second = await asked(stage, "other", "other")
+    await first.send({"type": "cancel", "request_id": "a"})
+    assert stage.engine.wanted == {"other"}
+    await second.send({"type": "cancel", "request_id": "a"})
+    assert stage.engine.wanted == frozenset()
+    assert stage.loads == ["other"]
+
+
+async def test_a_load_for_a_switch_or_of_the_default_is_kept_though_no_request_waits_for_it():
+    stage = ModelStage(max_resident=1)
+    stage.is_engine_stuck = True
+    (user,) = await asked(stage, "other")
+    await switched(stage, "other")
+    await user.send({"type": "cancel", "request_id": "a"})
+    stage.is_engine_stuck = False
+    stage.post(e.Tick())
+    assert stage.hub.default is not None
+    assert stage.hub.default.ref == OTHER
+    await asked(stage, GUIDE.name)
+    await finish(stage)
+    (busy,) = await asked(stage, GUIDE.name, **COUNT)
+    (user,) = await asked(stage, None)
+    await user.send({"type": "cancel", "request_id": "a"})
+    assert stage.engine.wanted == {"other"}
+    assert models_of([busy]) == [GUIDE.name]
+
+
+async def test_a_load_that_was_taken_back_too_late_is_not_done_twice():
+    """The engine has begun it when it is taken back, and another one is asked for before it ends."""
+    stage = ModelStage()
+    stage.is_engine_stuck = True
+    (user,) = await asked(stage, "other")
+    await user.send({"type": "cancel", "request_id": "a"})
+    await asked(stage, "other")
+    assert stage.loads == ["other", "other"]
+    commands = stage.hub.handle(ModelLoaded(info=model_info(OTHER)))
+    assert [each for each in commands if isinstance(each, e.WithdrawLoad)] == [e.WithdrawLoad("other")]
+
+
+# --- prompts that are being rendered ---------------------------------------------------------------------------------
+
+
+async def test_a_load_waits_for_the_prompts_that_are_being_rendered_but_not_for_those_that_come_later():
+    """Or the model that they were rendered for would make room before they reach it, and be loaded again."""
+    stage = ModelStage(max_resident=1, max_running=2)
+    stage.held_prompts = []
+    await asked(stage, None, "other")
+    first = stage.held_prompts
+    assert (len(first), stage.loads) == (1, [])
+    stage.held_prompts = []
+    await asked(stage, None)
+    assert (len(stage.held_prompts), stage.loads) == (1, [])
+    stage.post(rendered(first[0]))
+    assert stage.loads == ["other"]
+
+
+async def test_who_came_earlier_for_another_model_does_not_take_the_place_of_one_that_has_just_come():
+    stage = ModelStage(max_running=1)
+    await asked(stage, None, None)
+    stage.is_engine_stuck = True
+    await asked(stage, "third")
+    commands = stage.hub.handle(ModelUnloaded(name=GUIDE.name), ModelLoaded(info=model_info(THIRD)))
+    assert [each.model for each in commands if isinstance(each, PromptJob | e.LoadModel)] == [THIRD]
+
+
+# --- contexts that become smaller ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("max_context", "tokens"), [(64, 60), (40, 39), (21, 20)])
+async def test_an_answer_goes_on_in_a_smaller_context_as_far_as_that_goes(max_context, tokens):
+    """A prompt of one token and twenty of the answer are there when the server is killed."""
+    stage = ModelStage()
+    user, welcome = await welcomed(stage)
+    await user.send(COUNT)
+    await finish(stage, 20)
+    stage.max_context = max_context
+    await stage.restart()
+    await finish(stage, 62)
+    seen = received(await client(stage, session_id=welcome["session_id"]))
+    assert text(seen) == "".join(f"{number} " for number in range(1, tokens + 1))
+    (done,) = [each for each in seen if each["type"] == "done"]
+    assert (done["finish_reason"], done["total_tokens"]) == ("length", tokens)
+    assert len(stage.warnings) == (max_context < MAX_CONTEXT)
+
+
+async def test_an_answer_that_does_not_fit_any_more_ends_and_may_be_asked_for_again():
+    stage = ModelStage()
+    user, welcome = await welcomed(stage)
+    await user.send(COUNT)
+    await finish(stage, 20)
+    stage.max_context = 20
+    await stage.restart()
+    (end,) = [
+        each
+        for each in received(await client(stage, session_id=welcome["session_id"]))
+        if each["type"] in ("done", "error")
+    ]
+    assert (end["code"], end["retryable"]) == ("model_oom", True)
+    assert end["message"] == "memory for this context is missing now: it has 21 tokens, and 20 can be held"
+
+
+@pytest.mark.parametrize(("max_context", "answer"), [(5, 4), (2, 1), (1, None)])
+async def test_a_prompt_whose_model_comes_back_smaller_gets_the_answer_that_fits(max_context, answer):
+    stage = ModelStage()
+    stage.held_prompts = []
+    (user,) = await asked(stage, None)
+    stage.post(ModelLoaded(info=model_info(GUIDE, max_context=max_context)))
+    stage.release_prompts()
+    assert [each.max_new_tokens for each in stage.submitted] == ([answer] if answer else [])
+    seen = received(user)
+    assert [each.get("code", each["type"]) for each in seen] == (["start"] if answer else ["model_oom"])
+    assert seen[0].get("max_tokens") == answer
+
+
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
@@ -293,13 +438,13 @@ async def test_a_switch_waits_for_what_runs_and_holds_back_what_waits():
     assert (seen[2]["seq"], seen[3]["model"]) == (1, "other")
 
 
-async def test_after_a_switch_both_models_are_there_and_a_switch_back_loads_nothing():
+async def test_after_a_switch_both_models_are_there_and_a_switch_back_reads_nothing():
     stage = ModelStage()
     await switched(stage, "other")
     assert stage.hub.resident == {GUIDE.name, "other"}
     admin = await switched(stage, GUIDE.name)
     assert await types(admin) == ["loading", "model_switched"]
-    assert stage.loads == ["other"]
+    assert stage.loads == ["other", GUIDE.name]  # whether its folder is as it was, only the engine knows
     assert models_of(await asked(stage, None, "other")) == [GUIDE.name, "other"]
 
 
@@ -339,6 +484,19 @@ async def test_a_failed_switch_keeps_the_old_model():
     await user.send(ASK)
     start = await user.receive()
     assert (start["type"], start["model"]) == ("start", GUIDE.name)
+
+
+async def test_a_model_that_cannot_be_read_anew_serves_on_as_it_was_read():
+    stage = ModelStage(max_running=1)
+    await switched(stage, "other")
+    await asked(stage, GUIDE.name)
+    stage.broken[GUIDE.name] = "its files are damaged"
+    admin = await switched(stage, GUIDE.name)
+    (waiting,) = await asked(stage, GUIDE.name)
+    await finish(stage)
+    assert await types(admin) == ["loading", "model_failed"]
+    assert stage.hub.resident == {GUIDE.name, "other"}
+    assert models_of([waiting]) == [GUIDE.name]
 
 
 async def test_a_model_that_is_not_there_cannot_be_switched_to():
@@ -405,12 +563,20 @@ async def test_load_on_demand_can_be_switched_off():
     assert await types(user) == ["model_not_found"]
 
 
-async def test_without_load_on_demand_users_get_the_default_and_not_what_happens_to_be_in_memory():
+async def test_without_load_on_demand_users_get_what_is_in_memory_and_nothing_else():
     stage = ModelStage(load_on_demand=False)
     await switched(stage, "other")
-    former, named, default = await asked(stage, GUIDE.name, "other", None)
-    assert await types(former) == ["model_not_found"]
-    assert models_of([named, default]) == ["other", "other"]
+    *served, refused = await asked(stage, GUIDE.name, "other", None, "third")
+    assert models_of(served) == [GUIDE.name, "other", "other"]
+    assert await types(refused) == ["model_not_found"]
+
+
+async def test_without_load_on_demand_a_request_ends_when_its_model_makes_room_before_its_turn():
+    stage = ModelStage(load_on_demand=False, max_running=1)
+    await switched(stage, "other")
+    _, late = await asked(stage, GUIDE.name, GUIDE.name)
+    stage.post(ModelUnloaded(name=GUIDE.name))
+    assert await types(late) == ["queue", "model_not_found"]
 
 
 @pytest.mark.parametrize("is_resident", [True, False], ids=["resident", "being loaded"])
@@ -429,8 +595,9 @@ async def test_a_model_that_made_room_is_not_deleted_while_a_request_needs_it():
     stage = ModelStage(max_resident=1)
     stage.held_prompts = []
     await asked(stage, "other")
-    await asked(stage, "third")
-    assert stage.hub.resident == {"third"}
+    assert stage.engine.unload("other")
+    stage.post(e.Tick())
+    assert stage.hub.resident == frozenset()
     admin, _ = await welcomed(stage)
     await admin.send({"type": "delete_model", "model_name": "other"})
     assert await types(admin) == ["conflict"]

@@ -2,6 +2,7 @@
 
 import hashlib
 
+from llmws.engine.scripted import model_info
 from llmws.protocol import messages as m
 from llmws.session.records import PromptBody, request_digest
 from llmws.session.request import Request, merge, resolve
@@ -50,7 +51,7 @@ def test_a_continued_request_brings_its_tokens_and_its_text():
     request.add((1, 2), "Hé", now_s=1.0)
     request.add((3,), "", now_s=2.0)
     request.submitted(now_s=2.0)
-    generation = request.generation(GUIDE, owner="ann")
+    generation = request.generation(model_info(GUIDE), owner="ann")
     assert (generation.prompt_ids, generation.emitted_ids, generation.emitted_text) == ((5, 6), (1, 2, 3), "Hé")
     assert (generation.model, generation.owner, generation.max_new_tokens) == (GUIDE, "ann", 9)
     assert request.done("stop", now_s=3.0).text_sha256 == hashlib.sha256("Hé".encode()).hexdigest()
