@@ -107,7 +107,7 @@ class Parts(msgspec.Struct, frozen=True):
 def local_parts(config: Config, places: Places) -> Parts:
     """The parts of a real server. Torch is imported later, on the engine's own thread."""
     return Parts(
-        engine=LocalEngine(config.optimization, config.limits),
+        engine=LocalEngine(config.optimization, config.limits, cache_dir=places.state_dir / "cache"),
         probe=DeviceProbe(config.optimization.device),
         prompts=ProcessRenderer(),
         models=Catalog(places.models_dir, places.own_models_dir, places.bundled_dir),

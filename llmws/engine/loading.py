@@ -158,7 +158,6 @@ class TransformersLoader:
         info = self._info(read, tier="fast", max_context=context, max_running=running)
         if self._optimization.compile:
             log.warning("%s is not compiled: the fast tier is not, where it can it records CUDA graphs", info.ref.name)
-        log.info("%s: %s, fast tier, %d streams, context %d", read.model.name, info.device, running, context)
         return FastRunner(
             network,
             read.files.tokenizer,
@@ -184,7 +183,6 @@ class TransformersLoader:
             vision=vision,
             is_compiled=is_compiled,
         )
-        log.info("%s: %s, fallback tier (%s), by %s", read.model.name, info.device, refusal, increments.value)
         return FallbackRunner(
             network,
             read.files.tokenizer,
@@ -214,6 +212,7 @@ class TransformersLoader:
     def _info(
         self,
         read: _Read,
+        log.info("compiling; this takes minutes, in which running answers wait")
         *,
         tier: str,
         max_context: int,

@@ -5,11 +5,15 @@ Invariant: importing this module does not import torch; the engine's own thread 
 
 from __future__ import annotations
 
+import logging
 import os
+from pathlib import Path
 
 from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine.runner import Loader
 from llmws.engine.worker import Worker
+
+log = logging.getLogger(__name__)
 
 
 class LocalEngine(Worker):
@@ -18,14 +22,24 @@ class LocalEngine(Worker):
     Args:
         optimization: device, dtype, threads and the share of memory to use.
         limits: bounds on context and on requests at once.
+        cache_dir: where torch keeps what it compiles, which it runs again unasked: nobody else may write there. None:
+            where it likes, a folder of the account in the system's temporary folder.
     """
 
-    def __init__(self, optimization: OptimizationSection, limits: LimitsSection) -> None:
-        super().__init__(lambda: transformers_loader(optimization, limits))
+    def __init__(
+        self, optimization: OptimizationSection, limits: LimitsSection, *, cache_dir: Path | None = None
+    ) -> None:
+        super().__init__(lambda: transformers_loader(optimization, limits, cache_dir=cache_dir))
 
 
-def transformers_loader(optimization: OptimizationSection, limits: LimitsSection) -> Loader:
+def transformers_loader(
+    optimization: OptimizationSection, limits: LimitsSection, *, cache_dir: Path | None = None
+) -> Loader:
     """Imports torch, which takes seconds, and makes the loader, in the thread that will load."""
+    if cache_dir is not None:
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
+    log.info("importing torch")
     import_transformers(optimization)
 
     from llmws.engine.loading import TransformersLoader  # noqa: PLC0415 - imports torch

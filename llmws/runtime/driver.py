@@ -262,7 +262,10 @@ class Driver:
     def _note(self, event: e.HubEvent) -> None:
         """Logs what an operator wants to know of models."""
         if isinstance(event, ModelLoaded):
-            _log.info("%s", _loaded(event.info))
+            info = event.info
+            tier = f"{info.tier} ({info.tier_reason})" if info.tier_reason else info.tier
+            loaded = f"{info.ref.name}, {info.ref.size_bytes / 1e6:,.1f} MB, is loaded on {info.device}"
+            _log.info("model %s: tier %s, context %d", loaded, tier, info.max_context)
             self._read_memory()
         elif isinstance(event, ModelUnloaded):
             self._read_memory()
@@ -394,11 +397,3 @@ class Driver:
 
         self._inspections += 1
         self._loop.run_in_executor(self._inspector, work).add_done_callback(finished)
-
-
-def _loaded(info: ModelInfo) -> str:
-    why = f" ({info.tier_reason})" if info.tier_reason else ""
-    return (
-        f"model {info.ref.name} ({info.ref.size_bytes / 1e6:,.1f} MB) is loaded on {info.device} in {info.dtype}: "
-        f"{info.tier} tier{why}, context {info.max_context}, {info.max_running} requests at once"
-    )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -12,11 +13,12 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine.devices import no_flash_attention
 from llmws.engine.loading import TransformersLoader
-from llmws.engine.local import LocalEngine
+from llmws.engine.local import LocalEngine, transformers_loader
 from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine_api import GenerationRequest, ModelFailed, ModelLoaded, ModelProgress
 from llmws.errors import LlmwsError, ModelInvalidError, ModelOutOfMemoryError
@@ -234,6 +236,17 @@ def test_a_compiled_model_says_so(folder_of):
     assert runner.info.compiled
     assert set(forwards) == {True}
     assert len(forwards) == tried + 1
+
+
+def test_what_is_compiled_is_kept_where_only_the_owner_writes(tmp_path, monkeypatch, caplog):
+    """Torch runs what it finds there."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp/everybody's")
+    caplog.set_level("INFO")
+    transformers_loader(COMPILED, LimitsSection(), cache_dir=tmp_path / "state" / "cache")
+
+    assert cache_dir() == str(tmp_path / "state" / "cache")
+    assert stat.S_IMODE((tmp_path / "state" / "cache").stat().st_mode) == 0o700
+    assert caplog.messages == ["importing torch"]
 
 
 def test_a_model_that_cannot_be_compiled_goes_on_without(folder_of, caplog):
