@@ -98,7 +98,7 @@ class PathsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class LimitsSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits. `max_context` and `max_running` 0: what memory allows. `max_image_pixels`: of one image in a prompt.
+    """Limits. `max_context` and `max_running` 0: what memory allows. `max_image_pixels`: of a prompt's images.
 
     A session with more than `max_unacknowledged_bytes` or `_events` generates nothing until its client has acknowledged
     half; a request that is kept waiting by that for `max_pause_s` ends in `buffer_full`. `max_sessions` counts the live

@@ -102,6 +102,10 @@ MAX_IMAGES = 16
 """In one prompt, of all its turns: decoded, they are in memory together."""
 
 
+NO_IMAGES = "this model takes no images"
+"""What a request with images is told, whoever notices first."""
+
+
 class ImageInput(Value, frozen=True, kw_only=True):
     """An encoded image, as its author sent it; nothing of it is checked yet.
 

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from llmws.engine.runner import DeviceLostError
-from llmws.engine_api import GenerationRequest, ModelInfo
+from llmws.engine_api import NO_IMAGES, GenerationRequest, ModelInfo
 from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError, ModelOutOfMemoryError, PromptError
 from llmws.protocol import ErrorCode
 
@@ -123,7 +123,7 @@ def check_request(request: GenerationRequest, info: ModelInfo, vocabulary: int) 
     if not request.prompt_ids:
         raise BadRequestError("the prompt has no tokens")
     if request.images:
-        raise BadRequestError("this model takes no images")
+        raise BadRequestError(NO_IMAGES)
     # On CUDA an id beyond the embedding is an assertion in a kernel, which ends every stream of the process.
     if (largest := max(request.prompt_ids + request.emitted_ids)) >= vocabulary:
         raise BadRequestError(f"there is no token {largest}; the model has {vocabulary}")

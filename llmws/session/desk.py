@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import msgspec
 
+from llmws.engine_api import NO_IMAGES
 from llmws.protocol import CloseCode, ErrorCode, encode
 from llmws.protocol import messages as m
 from llmws.session import events as e
 from llmws.session.allowance import Allowance
 from llmws.session.attachment import Attachment
 from llmws.session.finished import Past
-from llmws.session.images import NO_IMAGES, wrong_images
+from llmws.session.images import wrong_images
 from llmws.session.models import Models
 from llmws.session.notices import Notices
 from llmws.session.records import request_digest

@@ -14,8 +14,6 @@ from typing import Final
 from llmws.engine_api import ImageInput
 from llmws.protocol import messages as m
 
-NO_IMAGES: Final = "this model takes no images"
-
 _BASE64: Final = re.compile("[A-Za-z0-9+/]*(?:[AQgw]==|[AEIMQUYcgkosw048]=)?")
 """Of the ways to spell the same bytes the one that encoders write. Source: RFC 4648, 3.5: the bits left over are 0."""
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final, NamedTuple
 
-from llmws.engine_api import Chunk, ModelFailed, ModelInfo, ModelLoaded, PromptFailed, PromptJob, PromptReady
+from llmws.engine_api import NO_IMAGES, Chunk, ModelFailed, ModelInfo, ModelLoaded, PromptFailed, PromptJob, PromptReady
 from llmws.protocol import ErrorCode
 from llmws.protocol import messages as m
 from llmws.session import events as e
-from llmws.session.images import NO_IMAGES, decoded
+from llmws.session.images import decoded
 from llmws.session.line import Line
 from llmws.session.models import Models
 from llmws.session.records import PromptBody, encode_body
