@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from msgspec.structs import replace
 
 from bench.figures import Figure, Report, figure, table
 from bench.gpu import kernels, shapes
@@ -32,26 +33,28 @@ def main() -> None:
     device = torch.device(options.device)
     started, load = datetime.now(UTC), os.getloadavg()
     deadline = Deadline(options.deadline_s)
-    figures = []
+    report = Report(
+        at=started.isoformat(timespec="seconds"),
+        host=_host(device),
+        llmws=__version__,
+        commit=commit(),
+        versions=versions([name for name in PACKAGES if find_spec(name)]),
+        load_average_before=load,
+        took_s=0,
+        figures=[],
+    )
+    folder = options.out or (None if options.tiny else RESULTS)
     try:
         for each in _measured(device, deadline, options):
             print(table([each]).splitlines()[-1], flush=True)
-            figures.append(each)
-    finally:  # whatever fails in the end, minutes of a GPU are not lost
-        took_s = round((datetime.now(UTC) - started).total_seconds(), 1)
-        print(f"\n{table(figures)}\n\n{took_s:g} s" if figures else "nothing was measured")
-        report = Report(
-            at=started.isoformat(timespec="seconds"),
-            host=_host(device),
-            llmws=__version__,
-            commit=commit(),
-            versions=versions([name for name in PACKAGES if find_spec(name)]),
-            load_average_before=load,
-            took_s=took_s,
-            figures=figures,
-        )
-        if options.out or not options.tiny:
-            print(write(report, (options.out or RESULTS) / f"{started.date()}-{report.host}-gpu.json"))
+            took_s = round((datetime.now(UTC) - started).total_seconds(), 1)
+            report = replace(report, took_s=took_s, figures=[*report.figures, each])
+            if folder is not None:  # every time: whatever ends this program, minutes of a GPU are not lost
+                written = write(report, folder / f"{started.date()}-{report.host}-gpu.json")
+    finally:
+        print(f"\n{table(report.figures)}\n\n{report.took_s:g} s" if report.figures else "nothing was measured")
+        if folder is not None and report.figures:
+            print(written)
 
 
 def _options() -> argparse.Namespace:

@@ -14,6 +14,10 @@ from transformers import GenerationConfig
 _PAGE_TOKENS: Final = 256
 """The default of transformers."""
 
+_STEP_TOKENS: Final = 2_048
+"""As many as a step of ours takes of a prompt. Where only the pages are given, some versions of transformers make steps
+so large that all memory is used."""
+
 
 class Transformers:
     """A model as `from_pretrained` loads it."""
@@ -47,8 +51,9 @@ class Transformers:
         stream_pages = -(-(len(prompts[0]) + new_tokens) // _PAGE_TOKENS) + 1
         manager = self._network.init_continuous_batching(
             generation_config=GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1),
-            # By default it takes all memory that is free.
-            continuous_batching_config=transformers.ContinuousBatchingConfig(num_blocks=len(prompts) * stream_pages),
+            continuous_batching_config=transformers.ContinuousBatchingConfig(
+                num_blocks=len(prompts) * stream_pages, max_batch_tokens=_STEP_TOKENS
+            ),
         )
         manager.start()
         try:

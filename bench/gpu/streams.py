@@ -15,7 +15,10 @@ from llmws.engine.runner import Token
 from llmws.engine_api import GenerationRequest
 from llmws.protocol.messages import Sampling
 
-_GREEDY: Final = Sampling(do_sample=False, seed=0)
+GREEDY: Final = Sampling(do_sample=False, seed=0)
+DRAWN: Final = Sampling(do_sample=True, temperature=0.7, top_p=0.9, seed=0)
+"""Takes the whole vocabulary in order, for each stream."""
+
 _PROFILED_STEPS: Final = 8
 
 
@@ -37,10 +40,10 @@ def prompts(*, seed: str, streams: int, tokens: int, vocabulary: int) -> list[li
     return [[chance.randrange(vocabulary) for _ in range(tokens)] for _ in range(streams)]
 
 
-def run(runner: FastRunner, asked: Sequence[Sequence[int]], new_tokens: int) -> Run:
+def run(runner: FastRunner, asked: Sequence[Sequence[int]], new_tokens: int, *, sampling: Sampling = GREEDY) -> Run:
     """Starts all at once, and takes them to their end. Every step waits for the device, as its tokens are read."""
     began_s = time.perf_counter()
-    left = _started(runner, asked, new_tokens)
+    left = _started(runner, asked, new_tokens, sampling)
     decode_s = []
     while left:
         step_s = time.perf_counter()
@@ -57,7 +60,7 @@ def run(runner: FastRunner, asked: Sequence[Sequence[int]], new_tokens: int) -> 
 
 def kernel_s(runner: FastRunner, asked: Sequence[Sequence[int]]) -> float:
     """Seconds a step in which the GPU runs kernels, while all of these streams decode. CUDA only."""
-    left = _started(runner, asked, 4 * _PROFILED_STEPS)
+    left = _started(runner, asked, 4 * _PROFILED_STEPS, GREEDY)
     while len(_stepped(runner, list(left))) < len(left):
         pass
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -70,11 +73,11 @@ def kernel_s(runner: FastRunner, asked: Sequence[Sequence[int]]) -> float:
     return float(sum(event.self_device_time_total for event in events)) / 1e6 / _PROFILED_STEPS
 
 
-def _started(runner: FastRunner, asked: Sequence[Sequence[int]], new_tokens: int) -> dict[str, int]:
+def _started(runner: FastRunner, asked: Sequence[Sequence[int]], new_tokens: int, sampling: Sampling) -> dict[str, int]:
     left = {}
     for number, ids in enumerate(asked):
         runner.start(
-            GenerationRequest(key=str(number), prompt_ids=tuple(ids), sampling=_GREEDY, max_new_tokens=new_tokens)
+            GenerationRequest(key=str(number), prompt_ids=tuple(ids), sampling=sampling, max_new_tokens=new_tokens)
         )
         left[str(number)] = new_tokens
     return left
