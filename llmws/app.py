@@ -25,7 +25,7 @@ import msgspec
 
 from llmws import __version__
 from llmws.catalog.catalog import Catalog
-from llmws.catalog.choose import auto_select
+from llmws.catalog.choose import candidates
 from llmws.config import Config
 from llmws.engine.local import LocalEngine
 from llmws.engine.probe import DeviceProbe
@@ -201,7 +201,7 @@ class _App:
         )
         self._found = tuple(parts.models.scan())
         self._unfinished = tuple(self._store.unfinished())
-        self._first_model = self._choose_model()
+        self._first_models = self._choose_models()
         hub = Hub(hub_settings(config, self._remembered), clock=clock, entropy=SystemEntropy())
         self._driver = Driver(
             hub,
@@ -285,19 +285,20 @@ class _App:
         if not self._config.auth.required:
             _log.warning("--no-auth: every program and every user of this machine may use and administer this server")
 
-    def _choose_model(self) -> ModelRef | None:
+    def _choose_models(self) -> tuple[ModelRef, ...]:
         try:
-            return auto_select(self._found, preferred=self._config.model.name, last=self._remembered.model)
+            return candidates(self._found, preferred=self._config.model.name, last=self._remembered.model)
         except ModelNotFoundError as error:
             raise ConfigError(f"model.name: {error}; name one of those, or none") from None
 
     def _begin(self) -> None:
         """Before any client comes: loads the model to begin with, takes up what an earlier process left unfinished."""
-        if self._first_model is not None:
-            self._driver.post(e.SelectModel(self._first_model))
+        if self._first_models:
+            first, *others = self._first_models
+            self._driver.post(e.SelectModel(first, instead=tuple(others)))
         self._driver.post(e.ModelsScanned(self._found))
         self._driver.post(e.UnfinishedFound(self._unfinished))
-        if self._first_model is None:
+        if not self._first_models:
             _log.warning("there is no model in %s; put one there, then switch to it", self._places.models_dir)
 
     def _authenticate(self, token: str | None) -> Identity | None:

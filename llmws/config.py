@@ -48,7 +48,10 @@ class ServerSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ModelSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which model to load at start: a name, or None for the last one used, else the only or first one found."""
+    """Which model to load at start: a name, or None for the last one switched to, else the first one found.
+
+    Where that one does not load, and none is named, the others are tried in turn, the guide last.
+    """
 
     name: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     load_on_demand: bool = True

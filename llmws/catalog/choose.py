@@ -18,8 +18,8 @@ def find(models: Iterable[ModelRef], name_or_path: str) -> ModelRef | None:
     return next((model for model in models if name_or_path in (model.name, model.path)), None)
 
 
-def auto_select(models: Sequence[ModelRef], *, preferred: str | None, last: str | None) -> ModelRef | None:
-    """The model to load at start.
+def candidates(models: Sequence[ModelRef], *, preferred: str | None, last: str | None) -> tuple[ModelRef, ...]:
+    """The models to begin with, in the order in which to try them.
 
     Args:
         models: as `Catalog.scan` returns them: `models/` first, then by name.
@@ -28,8 +28,7 @@ def auto_select(models: Sequence[ModelRef], *, preferred: str | None, last: str 
             does not count: otherwise the guide of the first day would win over the model added on the second.
 
     Returns:
-        The preferred model; else the last one if it is still there; else the first, the guide only when it is the
-        only one; None when there is none.
+        The preferred model alone; else all, the last one first if it is still there, and the guide after all others.
 
     Raises:
         ModelNotFoundError: the preferred model is not there; a wish is not silently replaced.
@@ -39,7 +38,6 @@ def auto_select(models: Sequence[ModelRef], *, preferred: str | None, last: str 
         if wanted is None:
             names = ", ".join(model.name for model in models) or "none"
             raise ModelNotFoundError(f"there is no model '{printable(preferred)}'; found: {names}")
-        return wanted
-    if last is not None and (previous := find(models, last)) is not None:
-        return previous
-    return min(models, key=lambda model: model.name == GUIDE, default=None)
+        return (wanted,)
+    previous = find(models, last) if last is not None else None
+    return tuple(sorted(models, key=lambda model: (model != previous, model.name == GUIDE)))

@@ -180,7 +180,7 @@ class Desk:
                 text = "this model is not loaded; an admin must switch to it"
                 return rejection(request_id, ErrorCode.MODEL_NOT_FOUND, text, field="model")
         elif self._models.name is None and self._models.is_settled:
-            return rejection(request_id, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
+            return rejection(request_id, ErrorCode.NO_MODEL, self._models.no_default())
         wrong = _wrong_context(message) or self._wrong_for_model(message)
         if wrong is None and (misplaced := session.conversation.wrong_parent(message)) is not None:
             wrong = "parent_id", misplaced

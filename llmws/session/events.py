@@ -117,6 +117,7 @@ class SelectModel(Value, frozen=True):
     """The default model to begin with."""
 
     model: ModelRef
+    instead: tuple[ModelRef, ...] = ()
 
 
 class UnfinishedFound(Value, frozen=True):

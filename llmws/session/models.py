@@ -28,10 +28,14 @@ class _Wish(NamedTuple):
 
 
 class _Switch(NamedTuple):
-    """A switch under way: its load has been asked for. `session_id` is None for the model to begin with."""
+    """A switch under way: its load has been asked for.
+
+    `session_id` is None for the model to begin with; `instead` is what to try should that not load.
+    """
 
     session_id: str | None
     ref: ModelRef
+    instead: tuple[ModelRef, ...] = ()
 
 
 class Models:
@@ -76,6 +80,12 @@ class Models:
         if wanted is not None:
             return self.find(wanted)
         return self.default.ref if self.default else None
+
+    def no_default(self) -> str:
+        """What to tell whoever names no model while there is no default one."""
+        if not self.resident:
+            return "no model is loaded; an admin can switch to one"
+        return f"no default model is loaded; name one of {', '.join(sorted(self.resident))}, or an admin can switch"
 
     def may_serve(self, ref: ModelRef) -> bool:
         """Whether users may ask for this model: one that is there costs no load."""
@@ -135,7 +145,7 @@ class Models:
     def select(self, event: e.SelectModel) -> None:
         """Loads the model to begin with."""
         if self._switch is None:
-            self._switch = _Switch(None, event.model)
+            self._switch = _Switch(None, event.model, event.instead)
             self._load(event.model)
 
     def ask_switch(self, session_id: str, wanted: str) -> None:
@@ -207,6 +217,11 @@ class Models:
         if self._switch is not None and self._switch.ref.name == event.name:
             switch, self._switch = self._switch, None
             self._refuse(switch.session_id, event.code, event.message)
+            if switch.instead:
+                following, *others = switch.instead
+                text = f"{event.name} was to be the model to begin with; trying {following.name} in its place"
+                self._state.out.append(e.Warn(text))
+                self.select(e.SelectModel(following, instead=tuple(others)))
 
     def _answered(self, name: str) -> None:
         """A load has ended. It may be another one than was asked for, which is not needed any more then.

@@ -145,7 +145,7 @@ class Turns:
         request = session.queue[0]
         ref = models.serving(request.model)
         if ref is None and request.model is None:
-            self.end(session, request, ErrorCode.NO_MODEL, "no model is loaded; an admin can switch to one")
+            self.end(session, request, ErrorCode.NO_MODEL, models.no_default())
         elif ref is None:
             gone = f"the model {request.model} is not on this machine any more"
             self.end(session, request, ErrorCode.MODEL_NOT_FOUND, gone)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llmws.catalog import auto_select, find
+from llmws.catalog import candidates, find
 from llmws.engine_api import ModelRef
 from llmws.errors import ModelNotFoundError
 
@@ -52,38 +52,36 @@ def test_a_model_is_found_by_exactly_its_name_or_path(wanted: str, expected: str
 def test_no_other_text_finds_a_model(text: str) -> None:
     assume(text not in {name for model in MODELS for name in (model.name, model.path)})
     assert find(MODELS, text) is None
-    assert auto_select(MODELS, preferred=None, last=text) == MODELS[0]
+    assert candidates(MODELS, preferred=None, last=text)[0] == MODELS[0]
     with pytest.raises(ModelNotFoundError):
-        auto_select(MODELS, preferred=text, last=None)
+        candidates(MODELS, preferred=text, last=None)
 
 
 @pytest.mark.parametrize(
     ("models", "preferred", "last", "expected"),
     [
-        ([], None, None, None),
-        ([], None, "alpha", None),
-        (refs("models/llmws-guide"), None, None, "models/llmws-guide"),
-        (MODELS, None, None, "models/alpha"),
-        (refs("models/llmws-guide", "models/zeta"), None, None, "models/zeta"),
-        (refs("models/llmws-guide", "var/models/own"), None, None, "var/models/own"),
-        (refs("models/zeta", "var/models/alpha"), None, None, "models/zeta"),
-        (MODELS, None, "zeta", "models/zeta"),
-        (MODELS, None, "models/llmws-guide", "models/llmws-guide"),
-        (MODELS, None, "deleted", "models/alpha"),
-        (MODELS, "own", "zeta", "var/models/own"),
-        (MODELS, "models/llmws-guide", None, "models/llmws-guide"),
+        ([], None, None, []),
+        ([], None, "alpha", []),
+        (refs("models/llmws-guide"), None, None, ["models/llmws-guide"]),
+        (MODELS, None, None, ["models/alpha", "models/zeta", "var/models/own", "models/llmws-guide"]),
+        (refs("models/llmws-guide", "var/models/own"), None, None, ["var/models/own", "models/llmws-guide"]),
+        (refs("models/zeta", "var/models/alpha"), None, None, ["models/zeta", "var/models/alpha"]),
+        (MODELS, None, "zeta", ["models/zeta", "models/alpha", "var/models/own", "models/llmws-guide"]),
+        (MODELS, None, "models/llmws-guide", ["models/llmws-guide", "models/alpha", "models/zeta", "var/models/own"]),
+        (MODELS, None, "deleted", ["models/alpha", "models/zeta", "var/models/own", "models/llmws-guide"]),
+        (MODELS, "own", "zeta", ["var/models/own"]),
+        (MODELS, "models/llmws-guide", None, ["models/llmws-guide"]),
     ],
 )
-def test_the_model_at_start(
-    models: list[ModelRef], preferred: str | None, last: str | None, expected: str | None
+def test_the_models_to_begin_with(
+    models: list[ModelRef], preferred: str | None, last: str | None, expected: list[str]
 ) -> None:
-    """The wish, else the last one, else the first, one's own before the guide."""
-    chosen = auto_select(models, preferred=preferred, last=last)
-    assert (chosen.path if chosen else None) == expected
+    """The wish alone; else the last one, then the others, one's own before the guide."""
+    assert [model.path for model in candidates(models, preferred=preferred, last=last)] == expected
 
 
 @pytest.mark.parametrize(("models", "found"), [([], "none"), (MODELS, "alpha, llmws-guide, zeta, own")])
 def test_a_wish_that_cannot_be_met_is_not_replaced(models: list[ModelRef], found: str) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
-        auto_select(models, preferred="x\x1b", last="alpha")
+        candidates(models, preferred="x\x1b", last="alpha")
     assert str(caught.value) == f"there is no model 'x\\x1b'; found: {found}"

@@ -382,6 +382,26 @@ async def test_a_default_that_cannot_be_loaded_at_the_start_is_none():
     assert await types(user) == ["no_model"]
 
 
+async def test_models_are_tried_in_turn_until_one_loads():
+    stage = ModelStage(selected=None, broken={"other": "damaged", "third": "damaged"})
+    stage.post(e.SelectModel(OTHER, instead=(THIRD, GUIDE)))
+    _, welcome = await welcomed(stage)
+    assert (stage.loads, welcome["model"]) == (["other", "third", GUIDE.name], GUIDE.name)
+    assert stage.warnings == [
+        "other was to be the model to begin with; trying third in its place",
+        f"third was to be the model to begin with; trying {GUIDE.name} in its place",
+    ]
+
+
+async def test_who_names_no_model_where_none_is_the_default_is_told_what_is_there():
+    stage = ModelStage(broken={GUIDE.name: "damaged"})
+    await asked(stage, "other")
+    (user,) = await asked(stage, None)
+    assert (await user.receive())["message"] == (
+        "no default model is loaded; name one of other, or an admin can switch"
+    )
+
+
 # --- the default -----------------------------------------------------------------------------------------------------
 
 
