@@ -114,7 +114,7 @@ class MemoryRead(Value, frozen=True):
 
 
 class SelectModel(Value, frozen=True):
-    """The default model to begin with."""
+    """The default model to begin with, and those to try in its place, in order, should it not load."""
 
     model: ModelRef
     instead: tuple[ModelRef, ...] = ()
