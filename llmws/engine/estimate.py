@@ -154,7 +154,7 @@ def paged_footprint(
         ModelInvalidError: the configuration does not say, or its layers have no pages.
     """
     is_open = writes_scores or _is_capped(config)
-    chunk = fast.step_tokens(fast.budget(device, max_running))
+    chunk = fast.step_tokens(fast.step_budget(device, max_running))
     pages = layout(config)
     forward = memory.footprint(config, dtype_bytes=dtype.itemsize, chunk=chunk, eager=is_open, layers=())
     forward = msgspec.structs.replace(forward, token_values=max(forward.token_values, token_values))

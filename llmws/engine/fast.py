@@ -65,7 +65,7 @@ class FastRunner:
         self._network = network
         self._tokenizer = tokenizer
         self._layout = layout
-        self._budget = budget(network.device, info.max_running)
+        self._budget = step_budget(network.device, info.max_running)
         self._workspace_bytes = workspace_bytes
         self._page_bytes = layout.page_bytes(network.dtype.itemsize)
         self._pages_of_one = layout.pages(info.max_context, step_tokens=step_tokens(self._budget))
@@ -272,7 +272,7 @@ def forward(network: Network, batch: Batch) -> torch.Tensor:
 
 
 @functools.cache
-def budget(device: torch.device, max_running: int) -> Budget:
+def step_budget(device: torch.device, max_running: int) -> Budget:
     """Tokens of a step, with room for every stream and a part of a prompt."""
     usual = BUDGETS[device.type]
     beside = max(usual.beside, max_running + max_running // 8 + 1)
