@@ -84,7 +84,7 @@ class PacedEngine:
         self._sample(self._loop.time())
         self._thread.start()
 
-    def load(self, model: ModelRef) -> None:
+    def load(self, model: ModelRef, *, again: bool = False) -> None:  # noqa: ARG002 - no load fails
         """See `Engine.load`."""
         self._mailbox.put([ModelLoaded(info=_info(model))])
 

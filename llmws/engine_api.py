@@ -224,8 +224,11 @@ class Engine(Protocol):
     def start(self, notify: Callable[[], None]) -> None:
         """Starts working. `notify` is called from any thread whenever `take` has something new."""
 
-    def load(self, model: ModelRef) -> None:
+    def load(self, model: ModelRef, *, again: bool = False) -> None:
         """Loads a model; ends in `ModelLoaded` or `ModelFailed`, after any `ModelProgress`.
+
+        One that is there is loaded again only if its folder holds something else by now; its streams end first. One
+        whose load failed fails at once, until its folder changes or somebody asks for it `again`.
 
         Models stay side by side while they fit. For one that does not, the one that has been idle the longest goes
         first, with a `ModelUnloaded`; while all are busy the load waits, and so does everything submitted after it.

@@ -1,13 +1,14 @@
 """From a model's folder to a runner of the tier that suits it.
 
-Owns the choice of tier and what is promised. Knows no requests. Invariant: what is promised depends on the model, the
-configuration and the devices alone, not on what else was loaded.
+Owns the choice of tier and what is promised. Knows no requests. Invariant: what a model is promised depends on the
+configuration and the devices, not on what else was loaded, and is promised again whenever it is loaded again: no more,
+and no less unless other processes have taken so much of the device since that it never fits.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ from llmws.engine.network import Network, device_errors, vocabulary
 from llmws.engine.paged import kernel_for
 from llmws.engine.reading import check_folder, read_network, reporting
 from llmws.engine.residency import Claim
-from llmws.engine.runner import DeviceLostError, Progress, Runner
+from llmws.engine.runner import DeviceLostError, Fingerprint, Progress, Runner
 from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine.selfcheck import adopt
 from llmws.engine.vision import Vision, has_processor, load_vision
@@ -62,9 +63,11 @@ class _Read(NamedTuple):
     """A model that is in memory, and the bytes beside it."""
 
     model: ModelRef
+    fingerprint: Fingerprint
     network: Network
     files: TokenizerFiles
     budget_bytes: int
+    spare_bytes: int
 
 
 class TransformersLoader:
@@ -83,9 +86,15 @@ class TransformersLoader:
         self._limits = limits
         self._compiler = compiler
         self._process_bytes = anonymous_bytes()
+        self._promised: dict[str, int] = {}  # contexts by digest: dtype and tier follow from the configuration
         torch.backends.cuda.enable_flash_sdp(optimization.flash_attention is not False)
         # For every new length of a prompt or a context it would plan its kernel anew, which takes longer than a step.
         torch.backends.cuda.enable_cudnn_sdp(False)  # noqa: FBT003 - torch's signature
+
+    def fingerprint(self, model: ModelRef) -> Fingerprint:
+        """See `Loader.fingerprint`."""
+        folder = Path(model.location)
+        return Fingerprint(model_digest(folder), tokenizer_digest(folder))
 
     def claim(self, model: ModelRef) -> Claim:
         """See `Loader.claim`."""
@@ -106,7 +115,9 @@ class TransformersLoader:
         except ModelInvalidError:  # a load measures it
             need_bytes = left_bytes
         else:
-            need_bytes = grows.need_bytes(self._longest(grows, found.positions, left_bytes))
+            need_bytes = grows.need_bytes(
+                self._context(model_digest(folder), grows, found.positions, left_bytes, self._spare(where))
+            )
         return Claim(
             name=model.name,
             devices=tuple(str(device) for device in where),
@@ -121,8 +132,10 @@ class TransformersLoader:
         folder = Path(model.location)
         log.info("loading %s in %s", model.name, dtype)
         check_folder(folder)
+        fingerprint = self.fingerprint(model)
         files = read_tokenizer(folder)
-        budgets = {torch.device(name): self._budget(torch.device(name)) for name in claim.devices}
+        where = [torch.device(name) for name in claim.devices]
+        budgets = {device: self._budget(device) for device in where}
         total = sum(size for _, size in tensor_bytes(folder).values())
         with device_errors(model.name):
             with reporting(folder, progress):
@@ -135,10 +148,11 @@ class TransformersLoader:
             refusal = self._refusal(network, vision)
             progress(total, total)
             budget_bytes = claim.budget_bytes - held_bytes(network)
+            read = _Read(model, fingerprint, network, files, budget_bytes, self._spare(where))
             if refusal is None:
-                return self._fast(_Read(model, network, files, budget_bytes), seen_values)
+                return self._fast(read, seen_values)
             increments = increments or find_increments(network, vocabulary(network))
-            return self._fallback(_Read(model, network, files, budget_bytes), increments, vision, refusal)
+            return self._fallback(read, increments, vision, refusal)
 
     def _fast(self, read: _Read, seen_values: int) -> FastRunner:
         network = read.network
@@ -154,7 +168,7 @@ class TransformersLoader:
             writes_scores=writes_scores(type(network)),
             token_values=seen_values,
         )
-        context = self._longest(grows, memory.positions(config), read.budget_bytes)
+        context = self._promise(read, grows)
         info = self._info(read, tier="fast", max_context=context, max_running=running)
         if self._optimization.compile:
             log.warning("%s is not compiled: the fast tier is not, where it can it records CUDA graphs", info.ref.name)
@@ -172,7 +186,7 @@ class TransformersLoader:
         network = read.network
         is_compiled = self._optimization.compile and self._compiled(network)
         footprint = measured_footprint(network, increments, sees=vision is not None)
-        context = self._longest(footprint, memory.positions(whole_config(network.config)), read.budget_bytes)
+        context = self._promise(read, footprint)
         running = self._limits.max_running or FALLBACK_RUNNING
         info = self._info(
             read,
@@ -198,6 +212,7 @@ class TransformersLoader:
         """Compiles the forward; where that fails, the log says why, and the model goes on without."""
         module: Any = network
         plain = module.forward
+        log.info("compiling; this takes minutes, in which running answers wait")
         module.forward = self._compiler(plain, dynamic=True)
         try:
             Context(network, [0, 0], use_cache=False).forward(2)
@@ -212,7 +227,6 @@ class TransformersLoader:
     def _info(
         self,
         read: _Read,
-        log.info("compiling; this takes minutes, in which running answers wait")
         *,
         tier: str,
         max_context: int,
@@ -221,14 +235,14 @@ class TransformersLoader:
         vision: Vision | None = None,
         is_compiled: bool = False,
     ) -> ModelInfo:
-        folder, network = Path(read.model.location), read.network
+        network = read.network
         lacks_flash = no_flash_attention(network.device, network.dtype)
         if lacks_flash is not None and self._optimization.flash_attention is True:
             log.warning("%s runs without flash attention: %s", read.model.name, lacks_flash)
         return ModelInfo(
             ref=read.model,
-            digest=model_digest(folder),
-            tokenizer_digest=tokenizer_digest(folder),
+            digest=read.fingerprint.digest,
+            tokenizer_digest=read.fingerprint.tokenizer_digest,
             engine=f"{tier}/{SAMPLER_VERSION}",
             device=str(network.device),
             dtype=str(network.dtype).removeprefix("torch."),
@@ -270,7 +284,30 @@ class TransformersLoader:
         total, free = memory_for_models(device, process_bytes=self._process_bytes)
         return memory.budget(total_bytes=total, free_bytes=free, utilization=self._optimization.memory_utilization)
 
-    def _longest(self, grows: memory.Growth, positions: int | None, budget_bytes: int) -> int:
+    def _spare(self, devices: Iterable[torch.device]) -> int:
+        """Bytes of these devices that no promise is made of."""
+        return sum(memory.spare(device_memory(device)[0]) for device in devices)
+
+    def _promise(self, read: _Read, grows: memory.Growth) -> int:
+        """The context that a model is promised from now on."""
+        positions = memory.positions(whole_config(read.network.config))
+        digest = read.fingerprint.digest
+        context = self._context(digest, grows, positions, read.budget_bytes, read.spare_bytes)
+        promised = self._promised.setdefault(digest, context)
+        if context < promised:
+            log.warning("%s was promised %d tokens; there is memory left for %d", read.model.name, promised, context)
+        return context
+
+    def _context(
+        self, digest: str, grows: memory.Growth, positions: int | None, budget_bytes: int, spare_bytes: int
+    ) -> int:
+        """The context that was promised before; only where that never fits any more, or was not, the longest that does.
+
+        What other processes have taken since is made up for by half of what is kept spare of the devices.
+        """
+        promised = self._promised.get(digest)
+        if promised is not None and grows.need_bytes(promised) <= budget_bytes + spare_bytes // 2:
+            return promised
         return memory.longest_context(
             grows, budget_bytes=budget_bytes, positions=positions, limit=self._limits.max_context
         )

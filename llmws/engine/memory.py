@@ -146,8 +146,12 @@ def budget(*, total_bytes: int, free_bytes: int, utilization: float) -> int:
         free_bytes: if no model were there.
         utilization: the share of the device that may be used.
     """
-    spare = _SPARE_BYTES + total_bytes // _SPARE_SHARE
-    return min(int(total_bytes * utilization), free_bytes - spare)
+    return min(int(total_bytes * utilization), free_bytes - spare(total_bytes))
+
+
+def spare(total_bytes: int) -> int:
+    """Bytes of a device of that size that no promise is made of."""
+    return _SPARE_BYTES + total_bytes // _SPARE_SHARE
 
 
 def cache_bytes(config: Config, *, dtype_bytes: int, context: int, chunk: int = 1) -> int:

@@ -7,7 +7,7 @@ same from the worker. Invariant: only the worker's thread calls these methods, s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -17,7 +17,14 @@ from llmws.errors import LlmwsError
 from llmws.protocol.messages import TokenLogprob
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes read, total bytes). May raise to stop the load, and may step other runners."""
+"""Called with (bytes read, total bytes). May raise `StoppedError`, and may step other runners."""
+
+
+class Fingerprint(NamedTuple):
+    """What a model's folder holds: `digest` and `tokenizer_digest` of a `ModelInfo`."""
+
+    digest: str
+    tokenizer_digest: str
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -33,6 +40,10 @@ class Token(msgspec.Struct, frozen=True):
     logprob: TokenLogprob | None = None
     cached_tokens: int = 0
     is_last: bool = False
+
+
+class StoppedError(Exception):
+    """Leaves a load that nobody waits for any more."""
 
 
 class DeviceLostError(Exception):
@@ -107,6 +118,13 @@ class Runner(Protocol):
 class Loader(Protocol):
     """Makes runners out of folders."""
 
+    def fingerprint(self, model: ModelRef) -> Fingerprint:
+        """What the folder holds now, in milliseconds.
+
+        Raises:
+            LlmwsError: it holds no model.
+        """
+
     def claim(self, model: ModelRef) -> Claim:
         """What the model will take of its devices, as far as its files tell: without reading its weights.
 
@@ -118,7 +136,7 @@ class Loader(Protocol):
         """
 
     def load(self, model: ModelRef, claim: Claim, *, progress: Progress) -> Runner:
-        """Loads a model; its pool is closed. What it promises is what it would promise alone.
+        """Loads a model; its pool is closed. It promises what it would alone, and what it promised before.
 
         Args:
             model: where it lies.

@@ -110,8 +110,8 @@ class ScriptedEngine:
             self._thread = threading.Thread(target=self._run, name="scripted-engine")
             self._thread.start()
 
-    def load(self, model: ModelRef) -> None:
-        """See `Engine.load`."""
+    def load(self, model: ModelRef, *, again: bool = False) -> None:  # noqa: ARG002 - see below
+        """See `Engine.load`. Nothing is remembered of a load that failed: it costs nothing."""
         self._enqueue(model)
 
     def withdraw(self, name: str) -> None:

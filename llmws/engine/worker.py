@@ -12,12 +12,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llmws.engine.mailbox import Mailbox
-from llmws.engine.models import Models, Resident, StoppedError
-from llmws.engine.runner import DeviceLostError, Loader
+from llmws.engine.residents import Resident, Residents
+from llmws.engine.runner import DeviceLostError, Loader, StoppedError
 from llmws.engine.stream import Stream, reason
 from llmws.engine_api import Chunk, EngineEvent, GenerationRequest, ModelFailed, ModelProgress, ModelRef
 from llmws.protocol import ErrorCode
@@ -31,6 +31,11 @@ CLOSE_TIMEOUT_S = 2.0
 """A step ends well within; a load of a large model, or the import of torch, is not waited for."""
 
 
+class _Load(NamedTuple):
+    model: ModelRef
+    again: bool
+
+
 class _Cancel(NamedTuple):
     key: str
 
@@ -39,7 +44,7 @@ class _Withdraw(NamedTuple):
     name: str
 
 
-_Command = GenerationRequest | ModelRef | _Cancel | _Withdraw
+_Item = GenerationRequest | _Load
 
 
 def exit_process(error: Exception) -> None:
@@ -71,13 +76,13 @@ class Worker:
         self._on_fatal = on_fatal
         self._clock_s = clock_s
         self._changed = threading.Condition()
-        self._inbox: deque[_Command] = deque()
+        self._inbox: deque[_Item | _Cancel | _Withdraw] = deque()
         self._closed = False
         self._rate: deque[tuple[float, int]] = deque()
         self._thread: threading.Thread | None = None
         # The thread's own from here on.
-        self._models = Models(make_loader, lambda event: self._mailbox.put([event]))
-        self._line: deque[GenerationRequest | ModelRef] = deque()
+        self._residents = Residents(make_loader, lambda event: self._mailbox.put([event]))
+        self._line: deque[_Item] = deque()
         self._running: dict[str, Resident] = {}
 
     def start(self, notify: Callable[[], None]) -> None:
@@ -87,9 +92,9 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=ENGINE_THREAD, daemon=True)
         self._thread.start()
 
-    def load(self, model: ModelRef) -> None:
+    def load(self, model: ModelRef, *, again: bool = False) -> None:
         """See `Engine.load`."""
-        self._tell(model)
+        self._tell(_Load(model, again))
 
     def withdraw(self, name: str) -> None:
         """See `Engine.withdraw`."""
@@ -125,7 +130,7 @@ class Worker:
             self._mailbox.close()
             self._thread.join(CLOSE_TIMEOUT_S)
 
-    def _tell(self, command: _Command) -> None:
+    def _tell(self, command: _Item | _Cancel | _Withdraw) -> None:
         with self._changed:
             self._inbox.append(command)
             self._changed.notify_all()
@@ -142,7 +147,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a thread that ends unseen would leave every stream hanging
             self._on_fatal(error)
         finally:
-            self._models.close()
+            self._residents.close()
 
     def _receive(self) -> bool:
         """Waits until there is something to do and takes the inbox in. False when the worker is closed."""
@@ -160,11 +165,10 @@ class Worker:
                 case _Cancel(key):
                     if key in self._running:
                         self._end(key)
-                    self._line = deque(item for item in self._line if isinstance(item, ModelRef) or item.key != key)
+                    self._line = deque(item for item in self._line if isinstance(item, _Load) or item.key != key)
                 case _Withdraw(name):
-                    self._line = deque(
-                        item for item in self._line if not (isinstance(item, ModelRef) and item.name == name)
-                    )
+                    kept = (item for item in self._line if not isinstance(item, _Load) or item.model.name != name)
+                    self._line = deque(kept)
                 case _:
                     self._line.append(command)
 
@@ -173,31 +177,30 @@ class Worker:
         events: list[EngineEvent] = []
         while self._line:
             item = self._line[0]
-            model = item if isinstance(item, ModelRef) else item.model or self._models.last
-            if model is None or (item is not model and self._models.get(model) is not None):
+            model = item.model or self._residents.last
+            outcome: Sequence[EngineEvent] | None
+            if model is None:
                 assert isinstance(item, GenerationRequest)
-                chunks = self._start(item, model)
-                if chunks is None:
-                    break
+                outcome = [Stream(item).fail(ErrorCode.NO_MODEL, "no model is loaded")]
                 self._line.popleft()
-                events += chunks
-            # A load takes minutes and tells of its progress: what came before it is told first.
-            elif events or (loaded := self._load(item, model)) is None:
-                break
+            elif isinstance(item, GenerationRequest) and (resident := self._residents.get(model)) is not None:
+                if (outcome := self._start(item, resident)) is not None:
+                    self._line.popleft()
             else:
-                events += loaded
+                # A load takes minutes and tells of its progress: what came before it is told first.
+                outcome = None if events else self._load(item, model)
+            if outcome is None:
+                break
+            events += outcome
         return events
 
-    def _start(self, request: GenerationRequest, model: ModelRef | None) -> list[Chunk] | None:
+    def _start(self, request: GenerationRequest, resident: Resident) -> list[Chunk] | None:
         """Takes a request on. A chunk only if that is already its end; None: it has to wait."""
         stream = Stream(request)
-        resident = self._models.get(model) if model is not None else None
-        if resident is None:
-            return [stream.fail(ErrorCode.NO_MODEL, "no model is loaded")]
         if resident.streams and not resident.may_join(request):
             return None
         try:
-            if not resident.runner.pool_bytes and not self._models.open_pool(resident):
+            if not resident.runner.pool_bytes and not self._residents.open_pool(resident):
                 return None
             stream.replay(resident.runner)
             if (chunk := stream.last_chunk()) is not None:
@@ -213,7 +216,7 @@ class Worker:
 
     def _step(self) -> list[Chunk]:
         """One step for everything that runs, one model after the other."""
-        chunks = [chunk for resident in self._models if resident.streams for chunk in _stepped(resident)]
+        chunks = [chunk for resident in self._residents if resident.streams for chunk in _stepped(resident)]
         if chunks:
             tokens = sum(len(chunk.ids) for chunk in chunks)
             with self._changed:
@@ -229,11 +232,11 @@ class Worker:
         resident = self._running.pop(key)
         del resident.streams[key]
         resident.runner.free(key)
-        self._models.touch(resident)
+        self._residents.touch(resident)
 
     # --- models ----------------------------------------------------------------------------------------------------
 
-    def _load(self, item: GenerationRequest | ModelRef, model: ModelRef) -> list[EngineEvent] | None:
+    def _load(self, item: _Item, model: ModelRef) -> list[EngineEvent] | None:
         """Loads the model that the line's first item needs; a request stays there. None: it has to wait."""
         left_s = self._clock_s()
 
@@ -243,11 +246,11 @@ class Worker:
             self._go_on(until_s=2 * self._clock_s() - left_s)
             left_s = self._clock_s()
 
-        outcome = self._models.load(model, progress)
+        outcome = self._residents.load(model, progress, again=isinstance(item, _Load) and item.again)
         if outcome is None:
             return None
-        # A request may have been cancelled meanwhile.
-        if self._line and self._line[0] is item and (item is model or isinstance(outcome, ModelFailed)):
+        # It may have been taken back meanwhile.
+        if self._line and self._line[0] is item and (isinstance(item, _Load) or isinstance(outcome, ModelFailed)):
             self._line.popleft()
             if isinstance(item, GenerationRequest) and isinstance(outcome, ModelFailed):
                 return [outcome, Stream(item).fail(outcome.code, outcome.message)]

@@ -29,6 +29,7 @@ class Frame(msgspec.Struct, frozen=True, tag=True):
 
 class Load(Frame, frozen=True):
     model: ModelRef
+    again: bool
 
 
 class Withdraw(Frame, frozen=True):
@@ -98,9 +99,9 @@ class ProcessEngine:
         self._reader = threading.Thread(target=self._read, args=(notify,), name="engine-pipe")
         self._reader.start()
 
-    def load(self, model: ModelRef) -> None:
+    def load(self, model: ModelRef, *, again: bool = False) -> None:
         """See `Engine.load`."""
-        self._send(Load(model))
+        self._send(Load(model, again))
 
     def withdraw(self, name: str) -> None:
         """See `Engine.withdraw`."""
@@ -180,8 +181,8 @@ def _serve(pipe: Connection, make_engine: Callable[[], Engine]) -> None:
     engine.start(lambda: say(News()))
     for frame in _frames(pipe):
         match _commands.decode(frame):
-            case Load(model):
-                engine.load(model)
+            case Load(model, again):
+                engine.load(model, again=again)
             case Withdraw(name):
                 engine.withdraw(name)
             case Submit(request):

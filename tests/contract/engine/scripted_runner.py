@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from llmws.engine.residency import Claim
-from llmws.engine.runner import Progress, Token
+from llmws.engine.runner import Fingerprint, Progress, Token
 from llmws.engine.scripted import model_info
-from llmws.engine_api import GenerationRequest, ModelRef
+from llmws.engine_api import GenerationRequest, ModelInfo, ModelRef
 from llmws.errors import BadRequestError, LlmwsError, ModelInvalidError, ModelOutOfMemoryError
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -98,6 +100,8 @@ class AlphabetLoader:
         budget_bytes: of the device; a model takes 1000 and another 100 for its streams.
         broken: folders that cannot be loaded any more.
         hopeless: folders of which that is seen before anything makes room for them.
+        changed: folders that hold something else by now than what they would be loaded with at first.
+        looks: how often a folder's fingerprint was asked for.
         told: what a model is said to take before it is read.
         runners: every one that was made.
     """
@@ -107,8 +111,15 @@ class AlphabetLoader:
         self.budget_bytes = 10_000
         self.broken: set[str] = set()
         self.hopeless: set[str] = set()
+        self.changed: set[str] = set()
+        self.looks = 0
         self.told = HELD_BYTES
         self.runners: list[AlphabetRunner] = []
+
+    def fingerprint(self, model: ModelRef) -> Fingerprint:
+        self.looks += 1
+        info = self._info(model)
+        return Fingerprint(info.digest, info.tokenizer_digest)
 
     def claim(self, model: ModelRef) -> Claim:
         if model.name in self.hopeless:
@@ -129,5 +140,10 @@ class AlphabetLoader:
             raise RuntimeError("/secret/path is strange")
         progress(model.size_bytes, model.size_bytes)
         runner = AlphabetRunner(model, max_running=self.max_running)
+        runner.info = self._info(model)
         self.runners.append(runner)
         return runner
+
+    def _info(self, model: ModelRef) -> ModelInfo:
+        info = model_info(model, max_context=64, max_running=self.max_running)
+        return msgspec.structs.replace(info, digest="other") if model.name in self.changed else info

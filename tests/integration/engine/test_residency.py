@@ -1,8 +1,11 @@
 """Several real models in little memory: who is there, what goes on meanwhile, and that memory comes back."""
 
+import json
+import shutil
 import subprocess
 import sys
 
+import msgspec
 import pytest
 import torch
 
@@ -25,12 +28,16 @@ def request(key, model, tokens=20):
 class Cramped(TransformersLoader):
     """On a device that holds so many bytes."""
 
-    def __init__(self, device_bytes):
+    def __init__(self, device_bytes, *, spare_bytes=0):
         super().__init__(OptimizationSection(device="cpu", threads=1), LimitsSection(max_running=2))
         self.device_bytes = device_bytes
+        self.spare_bytes = spare_bytes
 
     def _budget(self, device):
         return self.device_bytes
+
+    def _spare(self, devices):
+        return self.spare_bytes
 
 
 def claim_of(model) -> Claim:
@@ -115,6 +122,32 @@ def test_what_a_model_promises_does_not_depend_on_what_was_there(folder_of):
     other.open_pool(other.need_bytes)
 
     assert loader.claim(folder_of("llama")) == alone
+
+
+def test_a_model_is_promised_the_same_whenever_it_is_loaded(folder_of, tmp_path, caplog):
+    """Whatever others gave back or took meanwhile, up to half of what is spare; beyond that the log says so."""
+    shutil.copytree(folder_of("llama").location, tmp_path / "long")
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    (tmp_path / "long" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 100_000}))
+    model = msgspec.structs.replace(folder_of("llama"), location=str(tmp_path / "long"))
+    loader = Cramped(3_000_000, spare_bytes=400_000)
+
+    def promised_with(device_bytes):
+        loader.device_bytes = device_bytes
+        claim = loader.claim(model)
+        runner = loader.load(model, claim, progress=lambda read, total: None)
+        assert runner.need_bytes == claim.need_bytes
+        return runner.info.max_context
+
+    first = promised_with(3_000_000)
+    later = [promised_with(each) for each in (4_000_000, 2_850_000)]
+    assert 256 < first < 100_000
+    assert later == [first, first]
+    assert "memory left" not in caplog.text
+
+    assert promised_with(2_700_000) < first
+    assert f"llama was promised {first} tokens; there is memory left for" in caplog.text
+    assert promised_with(4_000_000) == first
 
 
 UNLOADING = """

@@ -289,6 +289,21 @@ def test_a_model_whose_folder_has_changed_is_loaded_again(ear, runner, loader):
     assert (unloaded(ear), runner.closed) == (["m"], True)
 
 
+def test_a_folder_that_holds_other_weights_is_loaded_again_after_the_streams_on_the_old_ones(ear, runner, loader):
+    """Nobody would tell by its name and size. It is looked into once, not at every step of what it waits for."""
+    ear.engine.submit(request("old"))
+    ear.until(lambda: bool(ear.chunks("old")))
+    loader.changed.add("m")
+    looks = loader.looks
+    ear.engine.load(ref("m"))
+    ear.engine.submit(request("new"))
+    ear.answer("old", "new")
+
+    assert [each.info.digest == "other" for each in ear.models()] == [False, True]
+    assert not any("new" in step for step in runner.steps)
+    assert (runner.closed, loader.looks - looks) == (True, 2)
+
+
 def test_streams_go_on_while_a_model_is_read(loader):
     """Every report of progress steps them, a cancel takes effect, and what is new waits."""
 
@@ -496,13 +511,26 @@ def test_a_failed_load_keeps_the_old_model(ear, runner):
     assert not runner.closed
 
 
-def test_after_a_failed_load_the_folder_is_looked_at_anew(ear, runner, loader):
+@pytest.mark.usefixtures("crowded")
+def test_what_failed_is_not_read_again_before_its_folder_changes_or_somebody_says_again(ear, runner, loader):
+    """Else every request for it would have the others make room."""
     loader.broken.add("n")
     first = ear.load(ref("n"))
-    loader.hopeless.add("n")
-    second = ear.load(ref("n"))
+    gone = len(unloaded(ear))
+    ear.engine.submit(request("a", model=ref("n")))
+    (a,) = ear.answer("a")
+    assert (a.error_message, len(unloaded(ear))) == (first.message, gone)
 
-    assert [first.message, second.message] == ["it is bad", "it never fits"]
+    loader.hopeless.add("n")
+    assert ear.load(ref("n")).message == first.message
+    ear.engine.load(ref("n"), again=True)
+    ear.until(lambda: ear.models()[-1].message == "it never fits")
+
+    loader.hopeless.clear()
+    loader.broken.clear()
+    loader.changed.add("n")
+    ear.engine.submit(request("b", model=ref("n")))
+    assert ear.answer("b")[0].finish == "stop"
 
 
 @pytest.mark.usefixtures("crowded")
