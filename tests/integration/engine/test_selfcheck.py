@@ -24,6 +24,10 @@ def made(kind, **changes):
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
+LARGE = {"hidden_size": 512, "head_dim": 96}
+"""Layers that are worth packing."""
+
+
 def refusal(network):
     return adopt(network, whole_config(network.config))
 
@@ -59,7 +63,8 @@ class Neighbourly(transformers.LlamaForCausalLM):
 def neighbourly():
     torch.manual_seed(7)
     config = copy.deepcopy(tiny_models.CONFIGS["llama"])
-    config.tie_word_embeddings = True
+    for name, value in {**LARGE, "tie_word_embeddings": True}.items():
+        setattr(config, name, value)
     return Neighbourly(config).eval()
 
 
@@ -81,11 +86,14 @@ def test_a_model_that_is_refused_is_left_as_it_came():
 
 
 def test_a_model_that_is_taken_computes_what_it_did():
-    network = made("llama")
+    """Large layers are packed, small ones gain nothing by it; nothing is held twice."""
+    network = made("llama", **LARGE)
     before = held_bytes(network)
     assert refusal(network) is None
 
-    assert any(isinstance(module, PackedLinear) for module in network.modules())
+    packed = [name for name, module in network.named_modules() if isinstance(module, PackedLinear)]
+    large = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in ("q", "o")]
+    assert packed == [*large, "lm_head"]
     assert held_bytes(network) == before
 
 
