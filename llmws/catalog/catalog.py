@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from llmws.catalog.inspection import examine
+from llmws.catalog.inspection import GGUF, GGUF_REASON, examine
 from llmws.catalog.names import ModelName, printable
 from llmws.engine_api import ModelRef
 from llmws.errors import BadRequestError, ModelInvalidError, ModelNotFoundError, StorageError
@@ -132,15 +132,30 @@ class Catalog:
         return ordered, frozenset(problems)
 
 
+def refusal(folder: Path) -> str | None:
+    """Why a folder would not be offered as a model; None if it would."""
+    try:
+        _examined(folder, path="", source="")
+    except (ModelInvalidError, BadRequestError) as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None
+
+
 def _candidates(root: Path) -> Iterator[Path]:
-    """What could be a model: folders and links, by name. Hidden ones and files are nobody's models."""
+    """What could be a model, or was meant to be: folders, links and GGUF files, by name. Hidden ones are nobody's."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for entry in sorted(root.iterdir()):
-            if not entry.name.startswith(".") and (entry.is_symlink() or entry.is_dir()):
+            if not entry.name.startswith(".") and (
+                entry.is_symlink() or entry.is_dir() or entry.suffix.lower() == GGUF
+            ):
                 yield entry
 
 
 def _examined(folder: Path, path: str, source: str) -> ModelRef:
+    if folder.suffix.lower() == GGUF and not folder.is_dir():
+        raise ModelInvalidError(GGUF_REASON)
     name = ModelName(folder.name)
     if folder.is_symlink():
         raise ModelInvalidError("it is a link; put the folder itself there")

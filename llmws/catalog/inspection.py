@@ -34,6 +34,9 @@ _CUSTOM_CODE: Final = frozenset({"auto_map", "custom_pipelines", "custom_generat
 _OTHER_FILES: Final = frozenset({"configuration_files", "transformers_weights"})
 """Keys that make transformers read other files than those that are checked here."""
 
+GGUF: Final = ".gguf"
+GGUF_REASON: Final = "GGUF is not read; put the safetensors folder there"
+
 _IMPLEMENTATIONS: Final = frozenset({"attn_implementation", "experts_implementation"})
 # Written by transformers itself into ordinary configurations, and read by nothing that loads code.
 _HARMLESS: Final = frozenset(
@@ -69,6 +72,9 @@ def examine(folder: Path) -> int:
         OSError: something in it cannot be read.
     """
     size_bytes = sum(_sizes(folder))
+    suffixes = {path.suffix.lower() for path in folder.iterdir()}
+    if GGUF in suffixes and ".safetensors" not in suffixes:
+        raise ModelInvalidError(GGUF_REASON)
     check_config(folder / "config.json")
     if (folder / "adapter_config.json").exists():
         raise ModelInvalidError("it is an adapter for another model (adapter_config.json); merge the two first")
@@ -118,7 +124,7 @@ def check_config(path: Path) -> None:
     """Checks a `config.json`.
 
     Raises:
-        ModelInvalidError: it is none, or it makes transformers fetch or run something.
+        ModelInvalidError: it is none, it makes transformers fetch or run something, or its weights are quantised.
         OSError: it cannot be read.
     """
     content = _read(path, MAX_CONFIG_BYTES)
@@ -135,7 +141,9 @@ def check_config(path: Path) -> None:
 
 
 def _check_keys(config: object) -> None:
-    """Refuses what makes transformers fetch or run code, at any depth: nested parts become configurations themselves.
+    """Refuses what makes transformers fetch or run code, and quantised weights, which take packages of their own.
+
+    At any depth: nested parts become configurations themselves.
 
     Source: the keys by which a configuration ran code in spite of `trust_remote_code=False` (CVE-2026-4372 and -5241).
     """
@@ -155,6 +163,10 @@ def _check_key(key: str, value: object) -> None:
         raise ModelInvalidError(f"config.json asks for custom code ({key})")
     if key in _OTHER_FILES:
         raise ModelInvalidError(f"config.json names other files to read ({key})")
+    if key == "quantization_config" and value is not None:
+        method = value.get("quant_method") if isinstance(value, dict) else None
+        shown = printable(method[:64]) if isinstance(method, str) else "by an unnamed method"
+        raise ModelInvalidError(f"its weights are quantised ({shown}), which this version does not read")
     if key in _IMPLEMENTATIONS:
         if value is not None and not (isinstance(value, str) and _BUILT_IN_IMPLEMENTATION.fullmatch(value)):
             raise ModelInvalidError(f"config.json asks for custom code ({key})")

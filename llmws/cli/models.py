@@ -93,7 +93,8 @@ def _list(options: argparse.Namespace, config: Config, places: Places) -> int:
 
     catalog = _catalog(places)
     rows = []
-    for model in catalog.scan():
+    models = catalog.scan()
+    for model in models:
         try:
             found = suitability(Path(model.location), config.optimization)
         except ModelInvalidError as error:
@@ -103,6 +104,9 @@ def _list(options: argparse.Namespace, config: Config, places: Places) -> int:
             rows.append(_Row(model.name, model.size_bytes, model.source, *kind))
     problems = [{"path": problem.path, "reason": problem.reason} for problem in catalog.problems()]
     if options.json:
+    folder = places.models_dir.resolve()
+    if not problems and not any(Path(model.location).parent == folder for model in models):
+        print(f"llmws: no models in {places.models_dir}", file=sys.stderr)
         return _print_json({"models": [row._asdict() for row in rows], "not_offered": problems})
     for row in rows:
         reason = row.reason or "the self-check at load decides"
@@ -113,14 +117,15 @@ def _list(options: argparse.Namespace, config: Config, places: Places) -> int:
 
 
 def _estimate(options: argparse.Namespace, config: Config, places: Places) -> int:
-    from llmws.catalog.inspection import check_config  # noqa: PLC0415 - `--help` stays free of imports
+    from llmws.catalog.catalog import refusal  # noqa: PLC0415 - `--help` stays free of imports
+    from llmws.catalog.inspection import check_config  # noqa: PLC0415
     from llmws.config import override  # noqa: PLC0415
     from llmws.engine.local import import_transformers  # noqa: PLC0415
     from llmws.errors import ModelInvalidError  # noqa: PLC0415
 
     folder = _folder(options.model, places)
     if folder is None:
-        print(f"llmws: there is no model {options.model}: neither a folder nor a listed name", file=sys.stderr)
+        print(f"llmws: {_missing(options.model, places)}", file=sys.stderr)
         return 1
     if options.dtype is not None:
         config = override(config, {"optimization": {"dtype": options.dtype}})
@@ -134,6 +139,8 @@ def _estimate(options: argparse.Namespace, config: Config, places: Places) -> in
         print(f"llmws: {options.model}: {error}", file=sys.stderr)
         return 1
     if options.json:
+    if Path(options.model).name != "config.json" and (reason := refusal(folder)) is not None:
+        print(f"llmws: {options.model} is not offered: {reason}", file=sys.stderr)
         return _print_json(found)
     for line in _report(found):
         print(line)
@@ -144,9 +151,10 @@ def _report(found: Forecast) -> Sequence[str]:
     """The figures for people."""
     tier = "the self-check at load decides" if found.tier == "fast" else found.tier_reason
     lines = [
+    counted = "" if has_weights else ", counted from config.json"
         f"type         {found.type}, {found.dtype} on {found.device}",
         f"tier         {found.tier} ({tier})",
-        f"weights      {_amount(found.weights_bytes)} of {_amount(found.budget_bytes)} that models may take",
+        f"weights      {_amount(found.weights_bytes)} of {_amount(found.budget_bytes)} that models may take{counted}",
         *(f"{'cache' if n == 0 else '':12} {_sort(sort)}" for n, sort in enumerate(found.sorts)),
     ]
     if found.problem:
@@ -187,6 +195,15 @@ def _folder(text: str, places: Places) -> Path | None:
 
 def _catalog(places: Places) -> Catalog:
     from llmws.catalog.catalog import Catalog  # noqa: PLC0415 - `--help` stays free of imports
+def _missing(text: str, places: Places) -> str:
+    """Why there is no folder of a model."""
+    problems = _catalog(places).problems()
+    refused = next((each for each in problems if text in (each.path, each.path.rpartition("/")[2])), None)
+    if refused is not None:
+        return f"{refused.path} is not offered: {refused.reason}"
+    return f"there is no model {text}: neither a folder nor a listed name"
+
+
 
     logging.basicConfig(level=logging.ERROR)  # what a scan warns of is said in the list
     return Catalog(places.models_dir, places.own_models_dir, places.bundled_dir)

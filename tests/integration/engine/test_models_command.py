@@ -154,6 +154,86 @@ def test_a_wrong_path_is_named(path, message, llmws, tmp_path, monkeypatch):
 
 def test_a_configuration_that_asks_for_code_is_not_read(llmws, tmp_path):
     status, out, err = llmws("estimate", bare(tmp_path, auto_map={"AutoConfig": "evil.Evil"}), "--vram", "24")
+def header(tensors):
+    head = tensors if isinstance(tensors, bytes) else json.dumps(tensors).encode()
+    return struct.pack("<Q", len(head)) + head
+
+
+ODD_CONFIGS = {
+    "a number as text": ({"num_hidden_layers": "2"}, "num_hidden_layers"),
+    "a fraction": ({"hidden_size": 32.5}, "hidden_size"),
+    "no number": ({"vocab_size": None}, "vocab_size"),
+    "no heads": ({"num_attention_heads": 0}, "ZeroDivisionError"),
+    "too few kinds of layers": ({"layer_types": ["full_attention"]}, "layer_types"),
+    "too many layers": ({"num_hidden_layers": 300_000}, "more than 4096 layers (num_hidden_layers)"),
+    "more words than there is memory": ({"vocab_size": 10**18}, "Storage size calculation overflowed"),
+}
+NO_HEADER = "has a header that makes no sense"
+CUT_SHORT = "is cut short"
+ODD_HEADERS = {
+    "no JSON": (b"not JSON!!", NO_HEADER),
+    "a list": ([1, 2], NO_HEADER),
+    "no place": ({"a": {"dtype": "F32", "shape": [1]}}, NO_HEADER),
+    "null": ({"a": None}, NO_HEADER),
+    "text": ({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}, NO_HEADER),
+    "backwards": ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [100, 0]}}, NO_HEADER),
+    "beyond any number": ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 10**30]}}, CUT_SHORT),
+    "beyond the file": ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, CUT_SHORT),
+}
+
+
+@pytest.mark.parametrize("oddity", ODD_CONFIGS)
+def test_an_odd_configuration_is_refused_in_one_line(oddity, llmws, tmp_path):
+    changes, why = ODD_CONFIGS[oddity]
+    status, out, err = llmws("estimate", bare(tmp_path, **changes))
+
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert why in err
+
+
+@pytest.mark.parametrize("oddity", ODD_HEADERS)
+def test_an_odd_header_of_weights_is_refused_in_one_line(oddity, llmws, models):
+    tensors, why = ODD_HEADERS[oddity]
+    (models / "llama" / "model.safetensors").write_bytes(header(tensors))
+    status, out, err = llmws("estimate", "llama")
+
+    assert (status, out, err) == (1, "", f"llmws: llama: model.safetensors {why}\n")
+
+
+def test_one_bad_folder_does_not_spoil_the_list(llmws, models):
+    """Its row says what is wrong."""
+    config = json.loads((models / "mamba" / "config.json").read_text())
+    (models / "mamba" / "config.json").write_text(json.dumps(config | {"hidden_size": "x"}))
+    status, out, _ = llmws("list")
+    rows = [line.split("\t") for line in out.splitlines()]
+
+    assert (status, [row[0] for row in rows]) == (0, ["llama", "mamba"])
+    assert "hidden_size" in rows[1][-1]
+
+
+def test_a_folder_that_would_not_be_served_is_estimated_and_told_of(llmws, models):
+    status, out, err = llmws("estimate", str(models / "pickled"), "--vram", "24")
+
+    assert (status, out.splitlines()[2].endswith(", counted from config.json")) == (0, True)
+    assert err == (
+        f"llmws: {models / 'pickled'} is not offered: its weights are pickles, which can run code; "
+        "convert them to safetensors\n"
+    )
+
+
+def test_a_name_that_is_not_offered_is_told_why(llmws):
+    status, out, err = llmws("estimate", "pickled")
+
+    assert (status, out) == (1, "")
+    assert err.startswith("llmws: models/pickled is not offered: its weights are pickles")
+
+
+def test_a_folder_without_models_is_named(llmws, models):
+    shutil.rmtree(models)
+
+    assert llmws("list")[2] == f"llmws: no models in {models}\n"
+
+
 
     assert (status, out) == (1, "")
     assert err.endswith("config.json asks for custom code (auto_map)\n")

@@ -127,6 +127,10 @@ def test_a_broken_model_does_not_hide_a_good_one_of_its_name(home: Home) -> None
             {"model__safetensors": None, "pytorch_model__bin": b"x"},
             "its weights are pickles, which can run code; convert them to safetensors",
         ),
+        (
+            {"model__safetensors": None, "config__json": None, "x__Q4__gguf": b"GGUF"},
+            "GGUF is not read; put the safetensors folder there",
+        ),
         ({"model__safetensors": b""}, "model.safetensors is not a safetensors file (cut short, or a git-lfs pointer)"),
         (
             {"model__safetensors": b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n"},
@@ -174,6 +178,14 @@ def test_a_broken_folder_is_not_offered(home: Home, files: dict[str, bytes | Non
             {"text_config": {"transformers_weights": "weights.pt"}},
             "config.json names other files to read (transformers_weights)",
         ),
+        (
+            {"text_config": {"quantization_config": {"quant_method": "gptq\x1b"}}},
+            "its weights are quantised (gptq\\x1b), which this version does not read",
+        ),
+        (
+            {"quantization_config": {}},
+            "its weights are quantised (by an unnamed method), which this version does not read",
+        ),
         ({"attn_implementation": "evil/kernel"}, "config.json asks for custom code (attn_implementation)"),
         ({"attn_implementation": {"": "evil/kernel"}}, "config.json asks for custom code (attn_implementation)"),
         ({"experts_implementation": "evil/kernel"}, "config.json asks for custom code (experts_implementation)"),
@@ -190,7 +202,9 @@ def test_a_broken_folder_is_not_offered(home: Home, files: dict[str, bytes | Non
         ({"model_type": ["llama"]}, "config.json names no model_type"),
     ],
 )
-def test_a_configuration_that_could_run_code_is_not_offered(home: Home, extra: dict[str, Any], reason: str) -> None:
+def test_a_configuration_that_could_run_code_or_is_of_quantised_weights_is_not_offered(
+    home: Home, extra: dict[str, Any], reason: str
+) -> None:
     make(home.models / "x", config=CONFIG | extra)
     assert home.problem() == reason
 
@@ -226,6 +240,12 @@ def test_a_folder_whose_name_is_no_model_name_is_not_offered(home: Home, name: s
     make(home.models / name)
     assert "is not a model name" in home.problem()
     assert home.catalog.problems()[0].path.isprintable()
+
+
+def test_a_gguf_file_is_told_of(home: Home) -> None:
+    home.models.mkdir()
+    (home.models / "my model.Q4.GGUF").touch()
+    assert home.problem() == "GGUF is not read; put the safetensors folder there"
 
 
 def test_a_link_is_not_offered(home: Home) -> None:
