@@ -18,7 +18,7 @@ from llmws.engine.fallback import PREFILL_TOKENS
 from llmws.engine.graphs import buckets
 from llmws.engine.layout import PagedFootprint, layout
 from llmws.engine.measure import whole_config
-from llmws.engine.reading import auto_class, read_config
+from llmws.engine.reading import auto_class, blamed_on_files, read_config
 from llmws.engine.selfcheck import unsuited
 from llmws.engine.vision import has_processor
 from llmws.engine.weights import weight_files, weights_bytes
@@ -73,27 +73,27 @@ def estimate(folder: Path, *, dtype: torch.dtype, device: torch.device, tier: st
     Raises:
         ModelInvalidError: the files contradict themselves, or do not say how large the model is.
     """
-    try:
+    with blamed_on_files(folder):
         config = read_config(folder)
         auto = auto_class(folder, config)
         model_class: Any = auto._model_mapping[type(config)]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelInvalidError(f"transformers cannot read config.json: {' '.join(str(error).split())}") from None
-    text = whole_config(config)
-    refusal = FORCED if tier == "fallback" else _refusal(folder, model_class, text)
-    held = weights_bytes(folder, dtype_bytes=dtype.itemsize) if _has_weights(folder) else _counted(auto, config, dtype)
-    if refusal is None and device.type == "cpu" and dtype == torch.float32 and text.get("tie_word_embeddings"):
-        # Packed for the processor, the output layer is no longer the embedding.
-        held += int(text["vocab_size"]) * memory.hidden_size(text) * dtype.itemsize
-    return Estimate(
-        model_type=str(config.model_type),
-        tier="fast" if refusal is None else "fallback",
-        tier_reason=refusal or "",
-        weights_bytes=held,
-        config=text,
-        positions=memory.positions(text),
-        writes_scores=writes_scores(model_class) or _is_capped(text),
-    )
+        text = whole_config(config)
+        refusal = FORCED if tier == "fallback" else _refusal(folder, model_class, text)
+        held = (
+            weights_bytes(folder, dtype_bytes=dtype.itemsize) if _has_weights(folder) else _counted(auto, config, dtype)
+        )
+        if refusal is None and device.type == "cpu" and dtype == torch.float32 and text.get("tie_word_embeddings"):
+            # Packed for the processor, the output layer is no longer the embedding.
+            held += int(text["vocab_size"]) * memory.hidden_size(text) * dtype.itemsize
+        return Estimate(
+            model_type=str(config.model_type),
+            tier="fast" if refusal is None else "fallback",
+            tier_reason=refusal or "",
+            weights_bytes=held,
+            config=text,
+            positions=memory.positions(text),
+            writes_scores=writes_scores(model_class) or _is_capped(text),
+        )
 
 
 def growth(

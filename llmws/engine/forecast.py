@@ -16,7 +16,7 @@ from llmws.engine import memory
 from llmws.engine.devices import anonymous_bytes, memory_for_models, target
 from llmws.engine.estimate import FALLBACK_RUNNING, Estimate, estimate, growth
 from llmws.engine.layout import PagedFootprint
-from llmws.engine.reading import check_config
+from llmws.engine.reading import blamed_on_files, check_config
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
 
 _CONTEXTS = (4096, 8192, 32768)
@@ -129,6 +129,8 @@ def forecast(
     found = estimate(folder, dtype=dtype, device=devices[0], tier=optimization.tier)
     # As a load places it: on one device if that holds it, else on all.
     budget_bytes = next((amount for amount in budgets if found.weights_bytes <= amount), sum(budgets))
+    with blamed_on_files(folder):
+        sorts = _sorts(found.config, dtype.itemsize)
     plain = Forecast(
         type=found.model_type,
         tier=found.tier,
@@ -137,13 +139,14 @@ def forecast(
         dtype=str(dtype).removeprefix("torch."),
         weights_bytes=found.weights_bytes,
         budget_bytes=budget_bytes,
-        sorts=_sorts(found.config, dtype.itemsize),
+        sorts=sorts,
         positions=found.positions,
     )
     left_bytes = budget_bytes - found.weights_bytes
     if left_bytes <= 0:
         return msgspec.structs.replace(plain, problem="the weights alone do not fit")
-    grows = growth(found, dtype=dtype, device=devices[0], budget_bytes=left_bytes, max_running=limits.max_running)
+    with blamed_on_files(folder):
+        grows = growth(found, dtype=dtype, device=devices[0], budget_bytes=left_bytes, max_running=limits.max_running)
     running = limits.max_running or FALLBACK_RUNNING
     if isinstance(grows, PagedFootprint):
         running = grows.rows

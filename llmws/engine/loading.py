@@ -42,7 +42,7 @@ from llmws.engine.linears import held_bytes
 from llmws.engine.measure import measured_footprint, peak_values, whole_config
 from llmws.engine.network import Network, device_errors, vocabulary
 from llmws.engine.paged import kernel_for
-from llmws.engine.reading import check_folder, read_network, reporting
+from llmws.engine.reading import blamed_on_files, check_folder, read_network, reporting
 from llmws.engine.residency import Claim
 from llmws.engine.runner import DeviceLostError, Fingerprint, Progress, Runner
 from llmws.engine.sampler import SAMPLER_VERSION
@@ -108,10 +108,10 @@ class TransformersLoader:
         where = chosen(found.weights_bytes, free_bytes=free, budget_bytes=budgets)
         budget_bytes = sum(budgets[device] for device in where)
         left_bytes = budget_bytes - found.weights_bytes
+        running = self._limits.max_running
         try:
-            grows = growth(
-                found, dtype=dtype, device=devices[0], budget_bytes=left_bytes, max_running=self._limits.max_running
-            )
+            with blamed_on_files(folder):
+                grows = growth(found, dtype=dtype, device=devices[0], budget_bytes=left_bytes, max_running=running)
         except ModelInvalidError:  # a load measures it
             need_bytes = left_bytes
         else:

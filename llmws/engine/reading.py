@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,36 @@ import torch
 import transformers
 from transformers.utils.logging import set_tqdm_hook
 
-from llmws.engine.network import Network
-from llmws.engine.runner import Progress
+from llmws.engine import memory
+from llmws.engine.network import Network, device_errors
+from llmws.engine.runner import DeviceLostError, Progress, StoppedError
 from llmws.engine.vision import has_processor
-from llmws.engine.weights import tensor_bytes, weight_files
-from llmws.errors import ModelInvalidError
+from llmws.engine.weights import tensor_bytes
+from llmws.errors import LlmwsError, ModelInvalidError
 from llmws.tokenizer_files import MAX_CONFIG_BYTES, read
+
+log = logging.getLogger(__name__)
 
 _REPORT_BYTES = 2**24
 """Weights between two reports of progress, at least."""
+
+MAX_LAYERS = 4096
+"""A network is built layer by layer, even to count its weights."""
+
+_MOST_SAID = 300
+"""Characters of an error of transformers that are told."""
 
 _MAPPINGS = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
 
 
 def check_folder(folder: Path) -> None:
-    """Says what is wrong with a model before anything large is read.
+    """Says what is wrong with a model before anything large is read, and before others make room for it.
 
     Raises:
         ModelInvalidError: and why.
     """
     check_config(folder)
-    weight_files(folder)
+    tensor_bytes(folder)
 
 
 def check_config(folder: Path) -> None:
@@ -47,10 +57,12 @@ def check_config(folder: Path) -> None:
         ModelInvalidError: and why.
     """
     try:
-        config = json.loads(read(folder / "config.json", MAX_CONFIG_BYTES), object_hook=_without_other_files)
+        config = json.loads(read(folder / "config.json", MAX_CONFIG_BYTES), object_hook=_checked)
         model_type = config["model_type"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ModelInvalidError("there is no config.json that names a model_type") from None
+        model_type = None
+    if not isinstance(model_type, str):
+        raise ModelInvalidError("there is no config.json that names a model_type")
     if model_type not in transformers.CONFIG_MAPPING:
         why = "it needs code of its own, which is never run" if "auto_map" in config else "its type is not known"
         raise ModelInvalidError(f"transformers {transformers.__version__} has no model type {model_type!r}: {why}")
@@ -61,12 +73,37 @@ def check_config(folder: Path) -> None:
         raise ModelInvalidError("it is an adapter for another model (adapter_config.json); merge the two first")
 
 
-def _without_other_files(part: dict[str, Any]) -> dict[str, Any]:
-    """A part of a configuration, unless it makes transformers read other files than those that were checked."""
+def _checked(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a configuration, unless it makes transformers read files that were not checked, or build for ever."""
     for key in ("configuration_files", "transformers_weights"):
         if key in part:
             raise ModelInvalidError(f"config.json names other files to read ({key})")
+    for key in memory.LAYERS:
+        if isinstance(layers := part.get(key), int | float) and layers > MAX_LAYERS:
+            raise ModelInvalidError(f"config.json asks for more than {MAX_LAYERS} layers ({key})")
+    if (quantised := part.get("quantization_config")) is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise ModelInvalidError(f"its weights are quantised ({method}), which this version does not read")
     return part
+
+
+@contextlib.contextmanager
+def blamed_on_files(folder: Path) -> Iterator[None]:
+    """Turns whatever transformers raises over a folder into an error that says why, in one short line.
+
+    Raises:
+        ModelInvalidError: in the place of anything that was not raised on purpose.
+    """
+    try:
+        with device_errors(folder.name):
+            yield
+    except (LlmwsError, DeviceLostError, StoppedError):
+        raise
+    except Exception as error:
+        log.debug("%s cannot be read", folder.name, exc_info=True)
+        why = " ".join(str(error).replace(str(folder), folder.name).split())
+        line = "".join(c if c.isprintable() else " " for c in why[:_MOST_SAID])
+        raise ModelInvalidError(f"transformers cannot read it: {type(error).__name__}: {line}") from None
 
 
 def read_config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configurations, each its own class
@@ -87,19 +124,20 @@ def read_network(folder: Path, dtype: torch.dtype, where: dict[str, Any]) -> Net
     gc.collect()  # what a failed load left in a cycle
     network: Any
     found: Mapping[str, Any]
-    config = read_config(folder)
-    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
-        # transformers' fused attention leaves the cap out, and not every version of it knows.
-        where = {**where, "attn_implementation": "eager"}
-    network, found = auto_class(folder, config).from_pretrained(
-        folder,
-        dtype=dtype,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **where,
-    )
+    with blamed_on_files(folder):
+        config = read_config(folder)
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            # transformers' fused attention leaves the cap out, and not every version of it knows.
+            where = {**where, "attn_implementation": "eager"}
+        network, found = auto_class(folder, config).from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **where,
+        )
     # transformers would fill them with random numbers and go on.
     if missing := sorted((*found["missing_keys"], *(str(key) for key in found["mismatched_keys"]))):
         raise ModelInvalidError(f"the files lack {len(missing)} weights, among them {missing[0]}")

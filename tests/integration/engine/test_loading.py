@@ -1,6 +1,7 @@
 """What is loaded, what is refused and why, and what goes on meanwhile."""
 
 import json
+import os
 import shutil
 import stat
 import struct
@@ -70,8 +71,16 @@ def spoil_a_weight(folder):
 
 
 def claim_terabytes(folder):
-    head = json.dumps({"w": {"dtype": "F32", "shape": [10**13], "data_offsets": [0, 4 * 10**13]}}).encode()
-    (Path(folder) / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head)
+    """In a file with a hole, which takes no room on a disk."""
+    head = json.dumps({"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
+    path = Path(folder) / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(head)) + head)
+    os.truncate(path, 8 + len(head) + 4 * 10**12)
+
+
+def cut_short(folder):
+    path = Path(folder) / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 1)
 
 
 DAMAGES = {
@@ -128,7 +137,13 @@ DAMAGES = {
         ErrorCode.MODEL_FAILED,
         "lack 1 weights, among them model.layers.1.mlp.up_proj",
     ),
-    "too large": (claim_terabytes, ErrorCode.MODEL_OOM, "the weights take 40000.0 GB"),
+    "too large": (claim_terabytes, ErrorCode.MODEL_OOM, "the weights take 4000.0 GB"),
+    "cut short": (cut_short, ErrorCode.MODEL_FAILED, "model.safetensors is cut short"),
+    "a number as text": (
+        lambda f: edit_config(f, num_hidden_layers="2"),
+        ErrorCode.MODEL_FAILED,
+        "transformers cannot read it",
+    ),
     "wrong shape": (lambda f: edit_config(f, intermediate_size=48), ErrorCode.MODEL_FAILED, ""),
     "not safetensors": (
         lambda f: (Path(f) / "model.safetensors").write_bytes(b"\x80\x04pickle"),
@@ -336,7 +351,7 @@ def test_memory_that_runs_out_in_a_load_is_said_so(error, copy, loader):
         loader.load(copy, loader.claim(copy), progress=progress)
 
 
-@pytest.mark.parametrize("damage", ["other weights", "no tokenizer", "too large"])
+@pytest.mark.parametrize("damage", ["other weights", "no tokenizer", "too large", "cut short", "a number as text"])
 def test_no_model_makes_room_for_one_that_cannot_be_served(damage, copy, loader):
     spoil, code, message = DAMAGES[damage]
     spoil(copy.location)

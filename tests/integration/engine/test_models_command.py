@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 
 import pytest
 
@@ -142,6 +143,7 @@ def test_one_context_may_be_asked_for(llmws, tmp_path):
     ("path", "message"),
     [
         ("/nowhere", "llmws: there is no model /nowhere: neither a folder nor a listed name\n"),
+        ("x" * 300, f"llmws: there is no model {'x' * 300}: neither a folder nor a listed name\n"),
         (".", "llmws: .: it has no config.json\n"),
     ],
 )
@@ -152,8 +154,6 @@ def test_a_wrong_path_is_named(path, message, llmws, tmp_path, monkeypatch):
     assert llmws("estimate", path) == (1, "", message)
 
 
-def test_a_configuration_that_asks_for_code_is_not_read(llmws, tmp_path):
-    status, out, err = llmws("estimate", bare(tmp_path, auto_map={"AutoConfig": "evil.Evil"}), "--vram", "24")
 def header(tensors):
     head = tensors if isinstance(tensors, bytes) else json.dumps(tensors).encode()
     return struct.pack("<Q", len(head)) + head
@@ -234,6 +234,8 @@ def test_a_folder_without_models_is_named(llmws, models):
     assert llmws("list")[2] == f"llmws: no models in {models}\n"
 
 
+def test_a_configuration_that_asks_for_code_is_not_read(llmws, tmp_path):
+    status, out, err = llmws("estimate", bare(tmp_path, auto_map={"AutoConfig": "evil.Evil"}), "--vram", "24")
 
     assert (status, out) == (1, "")
     assert err.endswith("config.json asks for custom code (auto_map)\n")
