@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -92,21 +93,21 @@ def _list(options: argparse.Namespace, config: Config, places: Places) -> int:
     from llmws.errors import ModelInvalidError  # noqa: PLC0415
 
     catalog = _catalog(places)
-    rows = []
     models = catalog.scan()
+    rows = []
     for model in models:
         try:
             found = suitability(Path(model.location), config.optimization)
-        except ModelInvalidError as error:
+        except (ModelInvalidError, OSError) as error:
             rows.append(_Row(model.name, model.size_bytes, model.source, "", "", str(error)))
         else:
             kind = found.model_type, found.tier, found.tier_reason
             rows.append(_Row(model.name, model.size_bytes, model.source, *kind))
     problems = [{"path": problem.path, "reason": problem.reason} for problem in catalog.problems()]
-    if options.json:
     folder = places.models_dir.resolve()
     if not problems and not any(Path(model.location).parent == folder for model in models):
         print(f"llmws: no models in {places.models_dir}", file=sys.stderr)
+    if options.json:
         return _print_json({"models": [row._asdict() for row in rows], "not_offered": problems})
     for row in rows:
         reason = row.reason or "the self-check at load decides"
@@ -138,20 +139,20 @@ def _estimate(options: argparse.Namespace, config: Config, places: Places) -> in
     except (ModelInvalidError, OSError) as error:
         print(f"llmws: {options.model}: {error}", file=sys.stderr)
         return 1
-    if options.json:
     if Path(options.model).name != "config.json" and (reason := refusal(folder)) is not None:
         print(f"llmws: {options.model} is not offered: {reason}", file=sys.stderr)
+    if options.json:
         return _print_json(found)
-    for line in _report(found):
+    for line in _report(found, has_weights=any(folder.glob("*.safetensors"))):
         print(line)
     return 0
 
 
-def _report(found: Forecast) -> Sequence[str]:
+def _report(found: Forecast, *, has_weights: bool) -> Sequence[str]:
     """The figures for people."""
     tier = "the self-check at load decides" if found.tier == "fast" else found.tier_reason
-    lines = [
     counted = "" if has_weights else ", counted from config.json"
+    lines = [
         f"type         {found.type}, {found.dtype} on {found.device}",
         f"tier         {found.tier} ({tier})",
         f"weights      {_amount(found.weights_bytes)} of {_amount(found.budget_bytes)} that models may take{counted}",
@@ -185,16 +186,15 @@ def _sort(sort: Sort) -> str:
 def _folder(text: str, places: Places) -> Path | None:
     """The folder that is meant; None if there is none."""
     path = Path(text)
-    if path.is_dir():
-        return path.resolve()
-    if path.is_file() and path.name == "config.json":
-        return path.resolve().parent
+    with contextlib.suppress(OSError):  # no path at all: it is too long
+        if path.is_dir():
+            return path.resolve()
+        if path.is_file() and path.name == "config.json":
+            return path.resolve().parent
     named = [model for model in _catalog(places).scan() if text in (model.name, model.path)]
     return Path(named[0].location) if named else None
 
 
-def _catalog(places: Places) -> Catalog:
-    from llmws.catalog.catalog import Catalog  # noqa: PLC0415 - `--help` stays free of imports
 def _missing(text: str, places: Places) -> str:
     """Why there is no folder of a model."""
     problems = _catalog(places).problems()
@@ -204,6 +204,8 @@ def _missing(text: str, places: Places) -> str:
     return f"there is no model {text}: neither a folder nor a listed name"
 
 
+def _catalog(places: Places) -> Catalog:
+    from llmws.catalog.catalog import Catalog  # noqa: PLC0415 - `--help` stays free of imports
 
     logging.basicConfig(level=logging.ERROR)  # what a scan warns of is said in the list
     return Catalog(places.models_dir, places.own_models_dir, places.bundled_dir)
