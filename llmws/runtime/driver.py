@@ -23,7 +23,6 @@ from llmws.engine_api import (
     Engine,
     MemoryProbe,
     ModelFailed,
-    ModelInfo,
     ModelLoaded,
     ModelRef,
     ModelSource,
@@ -116,7 +115,7 @@ class Driver:
                 "remembering a model", lambda: remember_model(command.name), lambda _: None
             ),
             e.SaveUptime: self._keep_uptime,
-            e.LoadModel: lambda command: engine.load(command.model),
+            e.LoadModel: lambda command: engine.load(command.model, again=command.again),
             e.WithdrawLoad: lambda command: engine.withdraw(command.name),
             e.Warn: lambda command: _log.warning("%s", command.message),
             PromptJob: prompts.render,

@@ -217,9 +217,10 @@ class SaveUptime(Value, frozen=True):
 
 
 class LoadModel(Value, frozen=True):
-    """Loads a model beside the others, or in the place of idle ones."""
+    """Loads a model beside the others, or in the place of idle ones; see `Engine.load`."""
 
     model: ModelRef
+    again: bool = False
 
 
 class WithdrawLoad(Value, frozen=True):

@@ -226,8 +226,8 @@ class HubStage:
                     self.engine.submit(request)
                 case e.CancelGeneration(key=key):
                     self.engine.cancel(key)
-                case e.LoadModel(model=model):
-                    self.engine.load(model)
+                case e.LoadModel(model=model, again=again):
+                    self.engine.load(model, again=again)
                 case e.WithdrawLoad(name=name):
                     self.engine.withdraw(name)
         self.inbox.extend(self.engine.take())
