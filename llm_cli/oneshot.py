@@ -107,7 +107,7 @@ class OneShot:
     async def _talk(self) -> None:
         if self._options.session_id is not None:
             await self._conversation.catch_up()
-            if not self._prompt and self._lines is None:
+            if not (self._prompt or self._images) and self._lines is None:
                 await self._recall()
         if (self._prompt or self._images) and not self._is_interrupted:
             self._status = exits.OK
