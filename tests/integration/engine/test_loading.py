@@ -130,6 +130,11 @@ DAMAGES = {
         ErrorCode.MODEL_FAILED,
         "config.json names other files to read (configuration_files)",
     ),
+    "quantised weights": (
+        lambda f: edit_config(f, text_config={"quantization_config": {"quant_method": "gptq"}}),
+        ErrorCode.MODEL_FAILED,
+        "its weights are quantised (gptq), which this version does not read",
+    ),
     "an adapter": (lambda f: (Path(f) / "adapter_config.json").write_text("{}"), ErrorCode.MODEL_FAILED, "an adapter"),
     "no number comes out": (spoil_a_weight, ErrorCode.MODEL_FAILED, "the model computes no usable logits"),
     "a weight is lost": (
