@@ -65,7 +65,8 @@ class ModelInfo(Value, frozen=True, kw_only=True):
             is exact.
         device: `cpu` or e.g. `cuda:0`.
         dtype: e.g. `float32`.
-        max_context: tokens that one request may hold, prompt and completion together; promised, never taken back.
+        max_context: tokens that one request may hold, prompt and completion together. Promised for the life of the
+            process, however often the model is loaded, unless other processes take the memory meanwhile.
         max_running: requests that the engine works on at once.
         vocab_size: ids that a prompt may hold are below this; 0 where it is not known.
         vision: whether images are taken.
@@ -125,7 +126,8 @@ class GenerationRequest(Value, frozen=True, kw_only=True):
 
     Attributes:
         key: names this attempt; unique over the life of the process.
-        model: whose stream this is; it is loaded if it is not there any more. None: the model that was loaded last.
+        model: whose stream this is; it is loaded if it is not there any more. None: the model that was loaded last, on
+            demand or not; sessions' requests name theirs.
         owner: whose request it is: nobody profits from, or learns of, what is cached for somebody else.
         prompt_ids: the tokenised prompt, at least one id; every image is one placeholder id in it.
         images: of the prompt, in the order of their placeholders.

@@ -1,7 +1,7 @@
 """What a context costs in memory, and how long a context may be: integers from a model's configuration.
 
 Knows neither torch nor devices. Invariant: no estimate is below what the caches of transformers hold (the tests measure
-both), so a context that was promised on its strength is never taken back.
+both), so a context that was promised on its strength can be kept.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from mutants.planted import Mutant
 
 ENGINE = "tests/contract/engine/test_engine.py::"
+WORKER = "tests/unit/engine/test_worker.py"
+RESIDENCY = "tests/integration/engine/test_residency.py"
 SAMPLER = "tests/property/test_sampler.py"
 
 MUTANTS = [
@@ -11,11 +13,25 @@ MUTANTS = [
     Mutant("a take tells a request's steps one by one", "llmws/engine/mailbox.py",
            "            if at == len(merged):", "            if True:", ENGINE + "test_a_take_holds_one_chunk_of_a_request"),
     Mutant("a cancel is not heard", "llmws/engine/worker.py",
-           "if self._running.pop(key, None) is not None and", "if self._running.get(key) is None and", ENGINE + "test_a_cancelled_stream_falls_silent_within_one_step"),
-    Mutant("a failed load takes the old model with it", "llmws/engine/worker.py",
-           "        if self._runner is not None or old is None or self._loader is None:\n            return old", "        return None", ENGINE + "test_a_failed_load_says_what_is_kept_and_that_goes_on"),
-    Mutant("a load does not wait for what came before", "llmws/engine/worker.py",
-           "if not self._running and not events:", "if True:", ENGINE + "test_loads_and_requests_keep_their_order"),
+           "                    if key in self._running:", "                    if False:", ENGINE + "test_a_cancelled_stream_falls_silent_within_one_step"),
+    Mutant("a load is not taken back", "llmws/engine/worker.py",
+           "or item.model.name != name)", "or True)", ENGINE + "test_a_load_that_has_not_begun_can_be_taken_back"),
+    Mutant("a failed load takes the old model with it", "llmws/engine/residents.py",
+           "wanted = self.last if self.last in before else None", "wanted = self._residents.clear()", ENGINE + "test_a_failed_load_says_what_is_kept_and_that_goes_on"),
+    Mutant("what came before a load is told after it", "llmws/engine/worker.py",
+           "outcome = None if events else self._load(item, model)", "outcome = self._load(item, model)", WORKER),
+    Mutant("a folder is judged by its name and size", "llmws/engine/residents.py",
+           "info.ref != model or was != self._loader.fingerprint(model)", "info.ref != model", WORKER),
+    Mutant("what failed is read again at every request", "llmws/engine/residents.py",
+           "failure = None if again else self._known_failure(model)", "failure = None", WORKER),
+    Mutant("what failed is never read again", "llmws/engine/residents.py",
+           "failure = None if again else self._known_failure(model)", "failure = self._known_failure(model)", WORKER),
+    Mutant("a promise is made anew at every load", "llmws/engine/loading.py",
+           "promised = self._promised.get(digest)", "promised = None", RESIDENCY),
+    Mutant("a promise is kept that never fits", "llmws/engine/loading.py",
+           " and grows.need_bytes(promised) <= budget_bytes + spare_bytes // 2:", ":", RESIDENCY),
+    Mutant("a file that is cut short is not seen before it is read", "llmws/engine/weights.py",
+           "if end > data_bytes:", "if False:", "tests/integration/engine/test_loading.py"),
     Mutant("a continuation counts its tokens from zero", "llmws/engine/worker.py",
            "self._index = len(request.emitted_ids)", "self._index = 0", ENGINE + "test_a_stream_that_is_cut_at_any_token_goes_on_alike"),
     Mutant("equals are drawn from as topk happens to return them", "llmws/engine/draw.py",
