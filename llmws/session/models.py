@@ -54,7 +54,7 @@ class Models:
         self.resident: dict[str, ModelInfo] = {}
         self.default: ModelInfo | None = None
         self._loading: set[str] = set()
-        self._before_load: dict[str, AbstractSet[str]] = {}
+        self._before_load: AbstractSet[str] | None = None
         self._wishes: list[_Wish] = []
         self._switch: _Switch | None = None
         self._is_scanned = False
@@ -104,32 +104,32 @@ class Models:
     def wait_for(self, wanted: Mapping[str, ModelRef], *, rendering: AbstractSet[str]) -> None:
         """Has those models loaded that requests wait for, and takes back the loads that nobody waits for any more.
 
-        Every model is asked for at once: the engine takes loads and requests in one line, where what comes first goes
-        first, and so nobody can be passed over for ever. But to the engine a model is idle until a rendered prompt
-        reaches it. So a load waits for the prompts that are being rendered when it is due, whose models would make room
-        for it and be loaded again; not for those that come later. What the engine has begun ends all the same.
+        One after the other: to the engine a model is idle until a rendered prompt reaches it, and makes room for the
+        next. So a load is due when no other one is under way, and then waits for the prompts that are being rendered;
+        not for those that come later, so nobody can be passed over for ever. What the engine has begun ends all the
+        same.
 
         Args:
-            wanted: by name; the load of the default, or of a switch, is kept though it is not among them.
+            wanted: by name, who came first first; the load of the default, or of a switch, is kept in any case.
             rendering: the keys of the prompts that are being rendered for models that are there.
         """
         for name in sorted(self._loading.difference(wanted)):
             if not self._is_chosen(name):
                 self._loading.discard(name)
                 self._state.out.append(e.WithdrawLoad(name))
-        before, self._before_load = self._before_load, {}
-        for name, ref in wanted.items() if self.is_settled else ():
-            if name in self.resident or name in self._loading:
-                continue
-            if first := before.get(name, rendering) & rendering:
-                self._before_load[name] = first
-            else:
-                self._load(ref)
+        due = next((ref for name, ref in wanted.items() if name not in self.resident), None)
+        if due is None or self._loading or not self.is_settled:
+            self._before_load = None
+            return
+        first = rendering if self._before_load is None else self._before_load & rendering
+        self._before_load = first or None
+        if not first:
+            self._load(due)
 
-    def _load(self, ref: ModelRef) -> None:
+    def _load(self, ref: ModelRef, *, again: bool = False) -> None:
         if ref.name not in self._loading:
             self._loading.add(ref.name)
-            self._state.out.append(e.LoadModel(ref))
+            self._state.out.append(e.LoadModel(ref, again))
 
     def is_wanted(self, name: str) -> bool:
         """Whether this model is resident, the default, being loaded, or to be switched to."""
@@ -187,7 +187,7 @@ class Models:
             wish = self._wishes.pop(0)
             self._switch = _Switch(wish.session_id, ref)
             self._tell(f"Loading {ref.name}.", 0, ref.size_bytes)
-            self._load(ref)
+            self._load(ref, again=True)
 
     # --- what the engine tells -------------------------------------------------------------------------------------
 

@@ -195,8 +195,8 @@ class HubMachine(RuleBasedStateMachine):
             self.stage.post(e.Detach(line.number))
         self.read_all()
 
-    @rule(model=WANTED, seconds=st.sampled_from([0.1, 1.0]))
-    def passer_by(self, model: str | None, seconds: float) -> None:
+    @rule(model=st.sampled_from(sorted(MODELS)), seconds=st.sampled_from([0.1, 1.0]))
+    def passer_by(self, model: str, seconds: float) -> None:
         """Somebody asks, and does not want the answer any more."""
         self.stall(stuck=False)
         line = self.new_line()
@@ -401,7 +401,7 @@ class HubMachine(RuleBasedStateMachine):
             for session_id in hub._turns._line:
                 ref = hub._models.serving(hub._state.sessions[session_id].queue[0].model)
                 is_full = running[ref.name] == self.stage.max_running
-                assert is_full if ref.name in hub.resident else ref.name in hub._models._loading
+                assert is_full if ref.name in hub.resident else hub._models._loading
 
     @invariant()
     def what_was_sent_is_written(self) -> None:

@@ -136,13 +136,16 @@ async def test_whoever_names_the_default_stands_in_one_line_with_whoever_names_n
     assert models_of([first]) == [GUIDE.name]
 
 
-async def test_a_load_that_waits_for_room_is_asked_for_once_and_stops_nobody():
+async def test_a_load_that_waits_for_room_is_asked_for_once_before_the_next_and_stops_nobody():
     stage = ModelStage(max_resident=1)
     (busy,) = await asked(stage, None, **COUNT)
     waiting = await asked(stage, "other", "other", "third")
     later = await asked(stage, None)
-    assert stage.loads == ["other", "third"]
+    assert stage.loads == ["other"]
     assert models_of([busy, *waiting, *later]) == [GUIDE.name, GUIDE.name]
+    await finish(stage, 70)
+    assert stage.loads == ["other", "third"]
+    assert models_of(waiting) == ["other", "other", "third"]
 
 
 async def test_nobody_waits_for_ever_for_a_model_that_does_not_fit_beside_a_busy_one():
@@ -276,9 +279,12 @@ async def test_who_came_earlier_for_another_model_does_not_take_the_place_of_one
     stage = ModelStage(max_running=1)
     await asked(stage, None, None)
     stage.is_engine_stuck = True
-    await asked(stage, "third")
+    await asked(stage, "third", "other")
     commands = stage.hub.handle(ModelUnloaded(name=GUIDE.name), ModelLoaded(info=model_info(THIRD)))
     assert [each.model for each in commands if isinstance(each, PromptJob | e.LoadModel)] == [THIRD]
+    (job,) = [each for each in commands if isinstance(each, PromptJob)]
+    commands = stage.hub.handle(rendered(job))
+    assert [each.model for each in commands if isinstance(each, e.LoadModel)] == [GUIDE]
 
 
 # --- contexts that become smaller ------------------------------------------------------------------------------------
