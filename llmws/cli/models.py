@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Configuration = Callable[[argparse.Namespace], "tuple[Config, Places]"]
 
 _GB = 1e9
+_UNTRIED = "the self-check at load decides"
 
 
 class _Row(NamedTuple):
@@ -101,7 +102,7 @@ def _list(options: argparse.Namespace, config: Config, places: Places) -> int:
         except (ModelInvalidError, OSError) as error:
             rows.append(_Row(model.name, model.size_bytes, model.source, "", "", str(error)))
         else:
-            kind = found.model_type, found.tier, found.tier_reason
+            kind = found.model_type, found.tier, found.tier_reason or _UNTRIED
             rows.append(_Row(model.name, model.size_bytes, model.source, *kind))
     problems = [{"path": problem.path, "reason": problem.reason} for problem in catalog.problems()]
     folder = places.models_dir.resolve()
@@ -110,8 +111,7 @@ def _list(options: argparse.Namespace, config: Config, places: Places) -> int:
     if options.json:
         return _print_json({"models": [row._asdict() for row in rows], "not_offered": problems})
     for row in rows:
-        reason = row.reason or "the self-check at load decides"
-        print(row.name, _amount(row.size_bytes), row.source, row.type, row.tier, reason, sep="\t")
+        print(row.name, _amount(row.size_bytes), row.source, row.type, row.tier, row.reason, sep="\t")
     for problem in problems:
         print(f"llmws: {problem['path']} is not offered: {problem['reason']}", file=sys.stderr)
     return 0
@@ -150,7 +150,7 @@ def _estimate(options: argparse.Namespace, config: Config, places: Places) -> in
 
 def _report(found: Forecast, *, has_weights: bool) -> Sequence[str]:
     """The figures for people."""
-    tier = "the self-check at load decides" if found.tier == "fast" else found.tier_reason
+    tier = _UNTRIED if found.tier == "fast" else found.tier_reason
     counted = "" if has_weights else ", counted from config.json"
     lines = [
         f"type         {found.type}, {found.dtype} on {found.device}",

@@ -219,7 +219,7 @@ class Models:
             self._refuse(switch.session_id, event.code, event.message)
             if switch.instead:
                 following, *others = switch.instead
-                text = f"{event.name} was to be the model to begin with; trying {following.name} in its place"
+                text = f"{event.name} cannot be loaded to begin with; trying {following.name} in its place"
                 self._state.out.append(e.Warn(text))
                 self.select(e.SelectModel(following, instead=tuple(others)))
 

@@ -79,7 +79,10 @@ def test_every_model_is_listed_with_the_tier_that_it_would_get(llmws):
 def test_the_list_is_there_for_machines(llmws):
     listed = json.loads(llmws("list", "--json")[1])
 
-    assert [(model["name"], model["tier"]) for model in listed["models"]] == [("llama", "fast"), ("mamba", "fallback")]
+    assert [(model["name"], model["tier"], model["reason"]) for model in listed["models"]] == [
+        ("llama", "fast", "the self-check at load decides"),
+        ("mamba", "fallback", "its code in transformers takes no other attention"),
+    ]
     assert [problem["path"] for problem in listed["not_offered"]] == ["models/pickled"]
 
 

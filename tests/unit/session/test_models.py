@@ -394,8 +394,8 @@ async def test_models_are_tried_in_turn_until_one_loads():
     _, welcome = await welcomed(stage)
     assert (stage.loads, welcome["model"]) == (["other", "third", GUIDE.name], GUIDE.name)
     assert stage.warnings == [
-        "other was to be the model to begin with; trying third in its place",
-        f"third was to be the model to begin with; trying {GUIDE.name} in its place",
+        "other cannot be loaded to begin with; trying third in its place",
+        f"third cannot be loaded to begin with; trying {GUIDE.name} in its place",
     ]
 
 
