@@ -17,7 +17,7 @@ MUTANTS = [
     Mutant("a load is not taken back", "llmws/engine/worker.py",
            "or item.model.name != name)", "or True)", ENGINE + "test_a_load_that_has_not_begun_can_be_taken_back"),
     Mutant("a failed load takes the old model with it", "llmws/engine/residents.py",
-           "wanted = self.last if self.last in before else None", "wanted = self._residents.clear()", ENGINE + "test_a_failed_load_says_what_is_kept_and_that_goes_on"),
+           "self.last = kept.runner.info.ref if kept else None", "self.last = None", ENGINE + "test_a_failed_load_says_what_is_kept_and_that_goes_on"),
     Mutant("what came before a load is told after it", "llmws/engine/worker.py",
            "outcome = None if events else self._load(item, model)", "outcome = self._load(item, model)", WORKER),
     Mutant("a folder is judged by its name and size", "llmws/engine/residents.py",
