@@ -17,6 +17,7 @@ from llmws.engine.attention import WRITTEN_SCORES
 from llmws.engine.fallback import PREFILL_TOKENS
 from llmws.engine.graphs import buckets
 from llmws.engine.layout import PagedFootprint, layout
+from llmws.engine.linears import SMALLEST_PACKED_BYTES
 from llmws.engine.measure import whole_config
 from llmws.engine.reading import auto_class, blamed_on_files, read_config
 from llmws.engine.selfcheck import unsuited
@@ -84,7 +85,8 @@ def estimate(folder: Path, *, dtype: torch.dtype, device: torch.device, tier: st
         )
         if refusal is None and device.type == "cpu" and dtype == torch.float32 and text.get("tie_word_embeddings"):
             # Packed for the processor, the output layer is no longer the embedding.
-            held += int(text["vocab_size"]) * memory.hidden_size(text) * dtype.itemsize
+            output = int(text["vocab_size"]) * memory.hidden_size(text) * dtype.itemsize
+            held += output if output >= SMALLEST_PACKED_BYTES else 0
         return Estimate(
             model_type=str(config.model_type),
             tier="fast" if refusal is None else "fallback",

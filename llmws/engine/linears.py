@@ -20,7 +20,7 @@ _ROWS: Final = 16
 _FEWEST_ROWS: Final = 4
 """Fewer are filled up: the kernel for one row reads a weight at 13 GB/s, the one for four at 16 to 19."""
 
-_SMALLEST_BYTES: Final = 2**19
+SMALLEST_PACKED_BYTES: Final = 2**19
 """Of a weight that is worth it: a call of the packed product takes some 15 us longer than a plain one."""
 
 
@@ -87,7 +87,7 @@ def held_bytes(network: Network) -> int:
 
 
 def _is_plain(module: torch.nn.Module) -> bool:
-    return type(module) is torch.nn.Linear and module.weight.nbytes >= _SMALLEST_BYTES
+    return type(module) is torch.nn.Linear and module.weight.nbytes >= SMALLEST_PACKED_BYTES
 
 
 def _replace(network: Network, chosen: Callable[[torch.nn.Module], bool], make: Any) -> None:  # noqa: ANN401 - from one
