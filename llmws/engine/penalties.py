@@ -125,8 +125,9 @@ def penalise_(logits: Tensor, penalties: Sequence[Penalties]) -> None:
 def _repeated(scores: Tensor, factors: Tensor) -> Tensor:
     """Source: Keskar et al. 2019, CTRL (arXiv:1909.05858), 4.1, with the sign fix of transformers."""
     limits = torch.finfo(scores.dtype)
-    # A tiny factor, which is allowed, would lead beyond what the type holds.
-    return torch.where(scores < 0, scores * factors, scores / factors).clamp(limits.min, limits.max)
+    repeated = torch.where(scores < 0, scores * factors, scores / factors)
+    # A tiny factor, which is allowed, would lead beyond what the type holds. What the model rules out stays ruled out.
+    return torch.where(scores.isfinite(), repeated.clamp(limits.min, limits.max), repeated)
 
 
 def _flat_index(logits: Tensor, ids: Sequence[Tensor]) -> Tensor:
