@@ -15,7 +15,7 @@ from llmws.engine.fast import FastRunner
 from llmws.engine.layout import layout
 from llmws.engine.measure import whole_config
 from llmws.engine.residency import Claim
-from llmws.engine.runner import Token
+from llmws.engine.runner import Fingerprint, Token
 from llmws.engine.scripted import model_info
 from llmws.engine.selfcheck import adopt
 from llmws.engine.worker import Worker
@@ -54,6 +54,9 @@ class Given:
 
     def __init__(self, runner):
         self.runner = runner
+
+    def fingerprint(self, model):
+        return Fingerprint(self.runner.info.digest, self.runner.info.tokenizer_digest)
 
     def claim(self, model):
         return Claim(name=model.name, devices=("cpu",), budget_bytes=10**9, held_bytes=0, need_bytes=0)
