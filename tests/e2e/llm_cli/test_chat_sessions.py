@@ -58,8 +58,8 @@ async def test_a_session_is_deleted_after_asking(server, tmp_path):
         await says(terminal, "why", "because\n")
         await says(terminal, "/forget", "delete this session (why) and all that was said in it? y/N")
         await says(terminal, "y", f"deleted session {first}")
-        assert Bookmarks(tmp_path / "llmws" / "llm" / "sessions").last_used() is None
         await says(terminal, "hi", "Hello\n")
+        assert Bookmarks(tmp_path / "llmws" / "llm" / "sessions").read(first) is None
         assert server.session().id != first
 
 
