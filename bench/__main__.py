@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from bench import latency, memory, resuming, starting, streaming
-from bench.figures import Figure, Report, table
-from bench.report import RESULTS, ROOT, commit, host, versions, write
-from llmws import __version__
+from bench.figures import Figure
+from bench.report import ROOT, finish, host
 
 FAMILIES: Final = {
     family.__name__.removeprefix("bench."): family.measure
@@ -30,21 +29,14 @@ def main() -> None:
     options = parser.parse_args()
     started, load = datetime.now(UTC), os.getloadavg()
     figures = _measure(options.families or list(FAMILIES))
-    took_s = round((datetime.now(UTC) - started).total_seconds(), 1)
-    print(table(figures))
-    print(f"\n{took_s:g} s, load before {load[0]:.1f}")
-    if not options.families:
-        report = Report(
-            at=started.isoformat(timespec="seconds"),
-            host=options.host,
-            llmws=__version__,
-            commit=commit(),
-            versions=versions(PACKAGES),
-            load_average_before=load,
-            took_s=took_s,
-            figures=figures,
-        )
-        print(write(report, RESULTS / f"{started.date()}-{options.host}.json"))
+    finish(
+        figures,
+        started=started,
+        load_average_before=load,
+        host=options.host,
+        packages=PACKAGES,
+        kind=None if options.families else "",
+    )
 
 
 def _measure(families: list[str]) -> list[Figure]:

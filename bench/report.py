@@ -6,13 +6,15 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from bench.figures import Report
+from bench.figures import Figure, Report, table
+from llmws import __version__
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "bench" / "results"
@@ -23,6 +25,42 @@ def write(report: Report, path: Path) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def finish(
+    figures: Sequence[Figure],
+    *,
+    started: datetime,
+    load_average_before: tuple[float, float, float],
+    host: str,
+    packages: Sequence[str],
+    kind: str | None,
+) -> None:
+    """Prints the table of a run that has ended, and keeps it in `bench/results/<date>-<host><kind>.json`.
+
+    Args:
+        figures: that it found.
+        started: when it began.
+        load_average_before: of the machine.
+        host: a neutral name of it.
+        packages: whose versions matter.
+        kind: tells kinds of runs apart; None: it was a run of a part, and is not kept.
+    """
+    took_s = round((datetime.now(UTC) - started).total_seconds(), 1)
+    print(table(figures))
+    print(f"\n{took_s:g} s, load before {load_average_before[0]:.1f}")
+    if kind is not None:
+        report = Report(
+            at=started.isoformat(timespec="seconds"),
+            host=host,
+            llmws=__version__,
+            commit=commit(),
+            versions=versions(packages),
+            load_average_before=load_average_before,
+            took_s=took_s,
+            figures=list(figures),
+        )
+        print(write(report, RESULTS / f"{started.date()}-{host}{kind}.json"))
 
 
 def host() -> str:

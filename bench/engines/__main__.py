@@ -20,9 +20,8 @@ from bench.engines.model import parameters
 from bench.engines.model import write as write_model
 from bench.engines.remote import Answer
 from bench.engines.workload import FULL, TINY, Workload, prompts
-from bench.figures import Figure, Report, figure, table
-from bench.report import RESULTS, commit, host, versions, write
-from llmws import __version__
+from bench.figures import Figure, figure
+from bench.report import RESULTS, finish, host
 
 NAMES: Final = {
     "generate": GENERATE,
@@ -49,21 +48,14 @@ def main() -> None:
         figures = _measure(
             [NAMES[name] for name in dict.fromkeys(options.only or NAMES)], setting, options.rounds, stack
         )
-    took_s = round((datetime.now(UTC) - started).total_seconds(), 1)
-    print(table(figures))
-    print(f"\n{took_s:g} s, load before {load[0]:.1f}")
-    if not (options.tiny or options.only):
-        report = Report(
-            at=started.isoformat(timespec="seconds"),
-            host=options.host,
-            llmws=__version__,
-            commit=commit(),
-            versions=versions(PACKAGES),
-            load_average_before=load,
-            took_s=took_s,
-            figures=figures,
-        )
-        print(write(report, RESULTS / f"{started.date()}-{options.host}-engine.json"))
+    finish(
+        figures,
+        started=started,
+        load_average_before=load,
+        host=options.host,
+        packages=PACKAGES,
+        kind=None if options.tiny or options.only else "-engine",
+    )
 
 
 def _options() -> argparse.Namespace:

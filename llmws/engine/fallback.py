@@ -7,7 +7,6 @@ output equals its output. Invariant: a stream's error leaves every other stream 
 from __future__ import annotations
 
 import enum
-import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from llmws.engine.network import (
     decoded,
     device_errors,
     forward_parameters,
+    give_back,
     own_errors,
     vocabulary,
 )
@@ -288,9 +288,7 @@ class FallbackRunner:
     def close_pool(self) -> None:
         """See `Runner.close_pool`."""
         self.pool_bytes = 0
-        gc.collect()  # caches refer to themselves
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
 
     def has_room(self, request: GenerationRequest) -> bool:
         """See `Runner.has_room`."""
@@ -337,9 +335,7 @@ class FallbackRunner:
         self._streams.clear()
         self._reserved_bytes.clear()
         del self._model, self._sampler
-        gc.collect()  # modules and their hooks refer to one another
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
 
     def _step(self, key: str) -> Token | LlmwsError | None:
         stream = self._streams[key]

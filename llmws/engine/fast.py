@@ -7,7 +7,6 @@ a whole is taken again stream by stream, so an error ends the stream that causes
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -17,7 +16,7 @@ from tokenizers import Tokenizer
 
 from llmws.engine.graphs import CudaGraphs, DecodeBatch, DecodeGraphs, Recorder
 from llmws.engine.layout import Layout
-from llmws.engine.network import Network, check_request, decoded, forward_parameters, own_errors, vocabulary
+from llmws.engine.network import Network, check_request, decoded, forward_parameters, give_back, own_errors, vocabulary
 from llmws.engine.paged import Batch, Decodes, GroupBatch, Pool
 from llmws.engine.runner import Token
 from llmws.engine.sampler import BatchSampler
@@ -110,7 +109,7 @@ class FastRunner:
         """See `Runner.close_pool`."""
         self._pool = self._scheduler = self._graphs = None
         self.pool_bytes = 0
-        _give_back()
+        give_back()
 
     def has_room(self, request: GenerationRequest) -> bool:
         """See `Runner.has_room`."""
@@ -161,10 +160,8 @@ class FastRunner:
 
     def close(self) -> None:
         """See `Runner.close`."""
-        self._pool = self._scheduler = self._graphs = None
-        self.pool_bytes = 0
         del self._network, self._sampler
-        _give_back()
+        self.close_pool()
 
     def _outcomes(self, slices: Sequence[Slice]) -> dict[str, Token | LlmwsError]:
         """What one forward gives the streams that sample; where it fails, one of each stream's own."""
@@ -282,13 +279,3 @@ def step_budget(device: torch.device, max_running: int) -> Budget:
 def step_tokens(budget: Budget) -> int:
     """The most that a step takes."""
     return max(budget.alone, budget.beside)
-
-
-def _give_back() -> None:
-    gc.collect()  # modules and their hooks refer to one another
-    if torch.cuda.is_available():
-        try:
-            torch.cuda.empty_cache()
-        except RuntimeError as error:
-            # What ends must end; a device that can do nothing more says so to whoever uses it next.
-            log.warning("the device's memory stays with this process: %s", error)

@@ -48,7 +48,6 @@ from llmws.engine.runner import DeviceLostError, Fingerprint, Progress, Runner
 from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine.selfcheck import adopt
 from llmws.engine.vision import Vision, has_processor, load_vision
-from llmws.engine.weights import tensor_bytes
 from llmws.engine_api import ModelInfo, ModelRef
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
 from llmws.tokenizer_files import TokenizerFiles, read_tokenizer
@@ -136,9 +135,8 @@ class TransformersLoader:
         files = read_tokenizer(folder)
         where = [torch.device(name) for name in claim.devices]
         budgets = {device: self._budget(device) for device in where}
-        total = sum(size for _, size in tensor_bytes(folder).values())
         with device_errors(model.name):
-            with reporting(folder, progress):
+            with reporting(folder, progress) as total:
                 network = read_network(folder, dtype, placement(budgets))
             increments = find_increments(network, vocabulary(network)) if has_processor(folder) else None
             vision = self._vision(folder, network, increments) if increments is not None else None

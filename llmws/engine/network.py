@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -131,3 +132,14 @@ def check_request(request: GenerationRequest, info: ModelInfo, vocabulary: int) 
     if total > info.max_context:
         message = f"prompt and answer take up to {total} tokens; the model takes {info.max_context}"
         raise PromptError(ErrorCode.CONTEXT_TOO_LONG, message)
+
+
+def give_back() -> None:
+    """Has the device get back what nobody uses any more; for other models, and other processes."""
+    gc.collect()  # modules, their hooks and caches refer to one another
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            # What ends must end; a device that can do nothing more says so to whoever uses it next.
+            log.warning("the device's memory stays with this process: %s", error)

@@ -147,8 +147,11 @@ def read_network(folder: Path, dtype: torch.dtype, where: dict[str, Any]) -> Net
 
 
 @contextlib.contextmanager
-def reporting(folder: Path, progress: Progress) -> Iterator[None]:
-    """Reports the bytes of the weights while transformers loads them: it walks over them in a progress bar."""
+def reporting(folder: Path, progress: Progress) -> Iterator[int]:
+    """Reports the bytes of the weights while transformers loads them: it walks over them in a progress bar.
+
+    Gives how many there are in all.
+    """
     sizes = {name: size for name, (_, size) in tensor_bytes(folder).items()}
     total = sum(sizes.values())
 
@@ -168,7 +171,7 @@ def reporting(folder: Path, progress: Progress) -> Iterator[None]:
     progress(0, total)
     previous = set_tqdm_hook(hook)
     try:
-        yield
+        yield total
     finally:
         set_tqdm_hook(previous)
     progress(total, total)
