@@ -30,7 +30,7 @@ def expect(is_so: bool, what: str, found: object) -> None:  # noqa: FBT001 - rea
 class Wire(asyncio.Protocol):
     """One WebSocket connection that takes as little CPU as can be, for the machine has few cores to share.
 
-    Knows no fragments, no control frames and no message above 64 KiB: none comes here.
+    Knows no fragments, no message above 64 KiB and of control frames only the heartbeat's: nothing else comes here.
     """
 
     def __init__(self, on_message: Callable[[bytes], None]) -> None:
@@ -69,6 +69,10 @@ class Wire(asyncio.Protocol):
                 size, start = int.from_bytes(data[at + 2 : at + 4]), at + 4
             if len(data) < start + size:
                 break
+            if data[at] == 0x89:  # a ping, which is empty
+                self.transport.write(b"\x8a\x80\0\0\0\0")
+                at = start
+                continue
             expect(data[at] == 0x81, "a text message", data[at:start])
             at = start + size
             self.messages += 1
@@ -88,10 +92,12 @@ class Wire(asyncio.Protocol):
         self.transport.write(head + bytes(4) + message)
 
 
-async def connect(port: int, on_message: Callable[[bytes], None]) -> Wire:
-    """Opens a connection."""
+async def connect(port: int, on_message: Callable[[bytes], None], *, address: str | None = None) -> Wire:
+    """Opens a connection, from one address of this machine where that is given."""
+    loop = asyncio.get_running_loop()
+    local = None if address is None else (address, 0)
     async with asyncio.timeout(TIMEOUT_S):
-        _, wire = await asyncio.get_running_loop().create_connection(lambda: Wire(on_message), HOST, port)
+        _, wire = await loop.create_connection(lambda: Wire(on_message), HOST, port, local_addr=local)
         await wire.opened
     return wire
 
@@ -103,13 +109,14 @@ class User:
         late_ms: how old each token was when it came, where its text is when it was made.
     """
 
-    def __init__(self, *, acknowledges: bool = True) -> None:
+    def __init__(self, *, acknowledges: bool = True, token: str | None = None) -> None:
         self.welcome: dict[str, Any] = {}
         self.done: dict[str, Any] = {}
         self.wire: Wire
         self.late_ms: list[float] = []
         self.keeps_times = False
         self._acknowledges = acknowledges
+        self._token = token
         self._left = self._tokens = 0
         self._idle: asyncio.Future[None]
 
@@ -117,7 +124,7 @@ class User:
         """Begins a session."""
         self.wire = await connect(port, self._on_message)
         self._idle = asyncio.get_running_loop().create_future()
-        self.wire.send(encode(m.Hello()))
+        self.wire.send(encode(m.Hello(auth=self._token)))
         await self._until_idle()
 
     async def ask(self, times: int, tokens: int) -> None:

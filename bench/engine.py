@@ -45,10 +45,14 @@ class Vitals(msgspec.Struct, frozen=True):
     Attributes:
         engine_cpu_s: CPU of the engine's thread so far.
         late_ms: by how much the event loop was late, in samples since the last question.
+        tasks: that asyncio runs.
+        timers: that asyncio keeps and nobody has cancelled.
     """
 
     engine_cpu_s: float
     late_ms: list[float]
+    tasks: int
+    timers: int
 
 
 class _Stream:
@@ -156,7 +160,9 @@ class PacedEngine:
     def _answer(self) -> None:
         try:
             self._questions.recv()
-            self._questions.send(Vitals(self._cpu_s, self._late_ms))
+            # asyncio tells nobody of its timers but by this list, which `asyncio.base_events` has had ever since.
+            timers = sum(not each.cancelled() for each in self._loop._scheduled)
+            self._questions.send(Vitals(self._cpu_s, self._late_ms, len(asyncio.all_tasks(self._loop)), timers))
         except (EOFError, OSError):
             os._exit(1)
         self._late_ms = []

@@ -8,10 +8,11 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 import psutil
@@ -31,6 +32,8 @@ TIMEOUT_S: Final = 60
 _POLL_S: Final = 0.005
 
 StoreName = Literal["files", "memory"]
+Settings = Mapping[str, Mapping[str, object]]
+"""Values laid over those that a measured server has, as {section: {key: value}}."""
 
 
 class Running(NamedTuple):
@@ -39,6 +42,7 @@ class Running(NamedTuple):
     port: int
     process: psutil.Process
     questions: Connection
+    token: str | None = None
 
     def cpu_s(self) -> float:
         """CPU of all its threads so far."""
@@ -48,6 +52,10 @@ class Running(NamedTuple):
     def rss_kib(self) -> float:
         """Its memory."""
         return float(self.process.memory_info().rss / 1024)
+
+    def unique_kib(self) -> float:
+        """Its memory that it shares with nobody."""
+        return float(self.process.memory_full_info().uss / 1024)
 
     def vitals(self) -> Vitals:
         """What its engine has seen since the last question; only of the product."""
@@ -60,10 +68,15 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def product(folder: Path, store: StoreName = "files", pace: Pace = Pace()) -> Iterator[Running]:  # noqa: B008 - frozen
+def product(
+    folder: Path,
+    store: StoreName = "files",
+    pace: Pace = Pace(),  # noqa: B008 - frozen
+    settings: Settings = MappingProxyType({}),
+) -> Iterator[Running]:
     """The product, with its state in a new folder; with `memory` its sessions are in none."""
     folder.mkdir()
-    with _running(_serve_product, folder, store, pace) as running:
+    with _running(_serve_product, folder, store, pace, dict(settings)) as running:
         yield running
 
 
@@ -89,26 +102,31 @@ def _running(serving: Callable[..., None], folder: Path, *arguments: object) -> 
             if not process.is_alive() or time.monotonic() > deadline_s:
                 raise RuntimeError("the measured server did not start")
             time.sleep(_POLL_S)
-        port = json.loads((folder / "ready.json").read_bytes())["port"]
-        yield Running(port, psutil.Process(process.pid), ours)
+        ready = json.loads((folder / "ready.json").read_bytes())
+        token_file = ready.get("token_file")
+        token = Path(token_file).read_text().strip() if token_file else None
+        yield Running(ready["port"], psutil.Process(process.pid), ours, token)
     finally:
         process.kill()
         process.join()
 
 
-def _serve_product(questions: Connection, folder: Path, store: StoreName, pace: Pace) -> None:
+def _serve_product(questions: Connection, folder: Path, store: StoreName, pace: Pace, settings: Settings) -> None:
     os.environ["XDG_STATE_HOME"] = str(folder)
     logging.disable(logging.WARNING)  # that nobody has to show a token, above all
     # Limits that nobody is to meet here: everyone is one principal, and asks as fast as can be.
     limits = {"max_sessions": 65_536, "requests_per_minute": 1_000_000}
     config = override(
-        Config(),
-        {
-            "server": {"port": 0, "heartbeat_s": 3600},
-            "auth": {"required": False},
-            "model": {"name": MODEL.name},
-            "limits": limits,
-        },
+        override(
+            Config(),
+            {
+                "server": {"port": 0, "heartbeat_s": 3600},
+                "auth": {"required": False},
+                "model": {"name": MODEL.name},
+                "limits": limits,
+            },
+        ),
+        settings,
     )
     only = OneModel()
     parts = Parts(

@@ -1,0 +1,60 @@
+"""A thousand connections, of which some stream: how old a token is, and what a connection takes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from bench.client import LET_IN, User
+from bench.engine import MODEL
+from bench.figures import Figure, figure
+from bench.load.crowd import Orders, crowd
+from bench.load.good import PACE, streams
+from bench.load.size import Size
+from bench.servers import product
+
+STREAMS: Final = 50
+WARM_S: Final = 2.0
+
+
+def measure(folder: Path, size: Size) -> list[Figure]:
+    """Both."""
+    return asyncio.run(_measure(folder, size))
+
+
+async def _measure(folder: Path, size: Size) -> list[Figure]:
+    # The heartbeat is the product's own: its pings and pongs are a part of what idle connections cost.
+    with product(
+        folder, pace=PACE, settings={"server": {"heartbeat_s": 20.0}, "model": {"name": MODEL.name}}
+    ) as server:
+        async with streams(server, STREAMS) as streaming:
+            await asyncio.sleep(WARM_S)
+            alone = await streaming.watch(size.measured_s)
+            idle = size.connections - STREAMS
+            before_kib = server.unique_kib()
+            with crowd(stay, server.port, idle) as crowded:
+                await crowded.ready()
+                grown_kib = server.unique_kib() - before_kib
+                before_s = server.cpu_s()
+                beside = await streaming.watch(size.measured_s)
+                share = (server.cpu_s() - before_s) / size.measured_s
+                lost = await crowded.end()
+    name = f"{size.connections:,} connections, {STREAMS} of them streaming"
+    return [
+        *alone.figures(f"{STREAMS} streams alone"),
+        *beside.figures(name, p99_at_most=500.0),
+        figure("  memory of an idle connection and its session", "KiB", [grown_kib / idle], at_most=32.0),
+        figure("  CPU of the server, of one core", "%", [share * 100]),
+        figure("  connections lost", "", [lost], at_most=0),
+    ]
+
+
+async def stay(orders: Orders, port: int, count: int) -> int:
+    """Signs in so many clients that do nothing but answer pings; returns how many of them the server has let go."""
+    users = [User() for _ in range(count)]
+    for first in range(0, count, LET_IN):
+        await asyncio.gather(*(user.attach(port) for user in users[first : first + LET_IN]))
+    orders.ready()
+    await orders.over.wait()
+    return sum(user.wire.transport.is_closing() for user in users)

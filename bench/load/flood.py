@@ -1,0 +1,168 @@
+"""One client that sends as fast as it can, beside good ones; and somebody who guesses tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bench.client import User, connect
+from bench.figures import Figure, figure, spread
+from bench.load.crowd import Orders, crowd
+from bench.load.good import PACE, first_tokens_ms, streams
+from bench.load.size import Size
+from bench.servers import TIMEOUT_S, product
+from llmws.protocol import encode
+from llmws.protocol import messages as m
+
+STREAMS: Final = 20
+WARM_S: Final = 1.0
+GUESSERS: Final = 8
+_PIECE_BYTES: Final = 256 * 1024
+
+
+def measure(folder: Path, size: Size) -> list[Figure]:
+    """Every kind of flood, and guessing."""
+    folder.mkdir()
+    return [*asyncio.run(_floods(folder / "floods", size)), *asyncio.run(_guessing(folder / "guessing", size))]
+
+
+def _text(payload: bytes) -> bytes:
+    """A masked text frame."""
+    size = len(payload)
+    if size < 126:
+        return bytes([0x81, 0x80 | size]) + bytes(4) + payload
+    if size < 2**16:
+        return b"\x81\xfe" + size.to_bytes(2) + bytes(4) + payload
+    return b"\x81\xff" + size.to_bytes(8) + bytes(4) + payload
+
+
+FLOODS: Final[dict[str, Callable[[], bytes]]] = {
+    "pings": lambda: _text(encode(m.Ping())),
+    "pings of the framing": lambda: b"\x89\x80\0\0\0\0",
+    "empty fragments": lambda: b"\x00\x80\0\0\0\0",
+    "questions": lambda: _text(encode(m.GetStatus())),
+    "messages that are none": lambda: _text(b'{"type":"nothing'),
+    "messages of 1 MiB": lambda: _text(b'{"type":"config","data":{"x":"' + b"y" * (2**20 - 64) + b'"}}'),
+    "messages too large": lambda: _text(b" " * (3 * 2**19)),
+}
+
+
+async def _floods(folder: Path, size: Size) -> list[Figure]:
+    figures = []
+    with product(folder, pace=PACE) as server:
+        async with streams(server, STREAMS) as streaming:
+            await asyncio.sleep(WARM_S)
+            figures += (await streaming.watch(size.measured_s)).figures(f"{STREAMS} streams")
+            for name in FLOODS:
+                with crowd(flood, server.port, name) as crowded:
+                    await crowded.ready()
+                    before_s, before_kib = server.cpu_s(), server.unique_kib()
+                    beside = await streaming.watch(size.measured_s)
+                    share = (server.cpu_s() - before_s) / size.measured_s
+                    grown_kib = server.unique_kib() - before_kib
+                    sent_bytes, _ = await crowded.end()
+                figures += beside.figures(f"beside a flood of {name}", p99_at_most=500.0)
+                figures.append(figure("  CPU of the server, of one core", "%", [share * 100]))
+                figures.append(figure("  taken of the flood", "MiB/s", [sent_bytes / 2**20 / size.measured_s]))
+                figures.append(figure("  growth of memory", "KiB", [grown_kib]))
+    return figures
+
+
+async def flood(orders: Orders, port: int, name: str) -> tuple[int, int]:
+    """Signs in, then sends one kind of message as fast as the server takes it; returns bytes and connections."""
+    frame = FLOODS[name]()
+    piece = frame * max(1, _PIECE_BYTES // len(frame))
+    sent_bytes = connections = 0
+    orders.ready()
+    while not orders.over.is_set():
+        user = User()
+        await user.attach(port)
+        connections += 1
+        if name == "empty fragments":
+            user.wire.transport.write(b"\x01\x80\0\0\0\0")
+        taking = Taking()
+        user.wire.transport.set_protocol(taking)
+        while not orders.over.is_set() and not user.wire.transport.is_closing():
+            user.wire.transport.write(piece)
+            sent_bytes += len(piece)
+            await taking.room(orders.over)
+        user.wire.transport.abort()
+    return sent_bytes, connections
+
+
+class Taking(asyncio.Protocol):
+    """Drops what comes, and knows when more can be sent."""
+
+    def __init__(self) -> None:
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def pause_writing(self) -> None:
+        """The other side is not taking it."""
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        """It has."""
+        self._room.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Nobody needs to wait any more."""
+        self._room.set()
+
+    async def room(self, over: asyncio.Event) -> None:
+        """Returns when more can be sent, or nothing need be."""
+        while not self._room.is_set() and not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._room.wait()
+
+
+async def _guessing(folder: Path, size: Size) -> list[Figure]:
+    with product(folder, pace=PACE, settings={"auth": {"required": True}}) as server:
+        await first_tokens_ms(server, 2)
+        alone_ms = await first_tokens_ms(server, size.newcomers)
+        with crowd(guess, server.port) as crowded:
+            await crowded.ready()
+            beside_ms = await first_tokens_ms(server, size.newcomers)
+            guesses = await crowded.end()
+    return [
+        *spread("first token of a newcomer", "ms", alone_ms),
+        *spread("  beside guessing from its address", "ms", beside_ms, p99_at_most=500.0),
+        figure("  guesses", "", [guesses], at_least=1),
+    ]
+
+
+async def guess(orders: Orders, port: int) -> int:
+    """Shows wrong tokens as fast as can be; returns how many."""
+    orders.ready()
+    return sum(await asyncio.gather(*(_guess(orders, port) for _ in range(GUESSERS))))
+
+
+async def _guess(orders: Orders, port: int) -> int:
+    count, hello = 0, encode(m.Hello(auth="llmws_0123456789ab_" + "x" * 43))
+    while not orders.over.is_set():
+        wire = await connect(port, lambda _: None)
+        wire.transport.set_protocol(refusal := Refusal())
+        wire.send(hello)
+        async with asyncio.timeout(TIMEOUT_S):
+            await refusal.came.wait()
+        wire.transport.abort()
+        count += 1
+    return count
+
+
+class Refusal(asyncio.Protocol):
+    """Waits for the server to have said that it lets nobody in."""
+
+    def __init__(self) -> None:
+        self.came = asyncio.Event()
+        self.said = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Looks for the error."""
+        self.said += data
+        if b'{"type":"error"' in self.said:
+            self.came.set()
