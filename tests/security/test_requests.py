@@ -1,0 +1,139 @@
+"""HTTP that is bent until two readers of it disagree, or until one gives up."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmws.config import ServerSection
+from tests.integration.server.harness import Running, Serve
+from tests.security.wire import ask, send
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//",
+        "//healthz",
+        "/./healthz",
+        "/x/../healthz",
+        "/healthz/",
+        "/healthz;x=1",
+        "/healthz%00",
+        "/healthz%2f",
+        "/HEALTHZ",
+        "/healthz\\",
+        "/v1//ws",
+        "/V1/ws",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/../../etc/passwd",
+        "/v1/ws/../../",
+        "http://evil.example/healthz",
+        "http://127.0.0.1/healthz",
+        "*",
+    ],
+)
+async def test_a_path_is_served_in_one_spelling_only(running: Running, path: str) -> None:
+    """Where the guard and the router read a path differently, the guard is passed by: CVE-2026-48746, vLLM."""
+    assert (await ask(running, path)).status == 404
+    client = await running.upgraded(path=path)
+    assert client.status == 404
+    client.writer.close()
+
+
+async def test_the_host_header_cannot_rename_the_path(running: Running) -> None:
+    """A path that vLLM read out of the Host began otherwise, and needed no key: CVE-2026-48746."""
+    for host in ("localhost/v1/models?", "localhost#", "localhost\\@evil.example", "a@localhost", "localhost:80:80"):
+        assert (await ask(running, "/nope", headers={"Host": host})).status == 421
+
+
+@pytest.mark.parametrize(
+    ("head", "statuses"),
+    [
+        ("GET / HTTP/1.1\r\n", {400}),
+        ("GET / HTTP/1.1\r\nHost: {own}\r\nHost: evil.example\r\n", {400}),
+        ("GET / HTTP/1.1\r\nHost: {own}\r\nHost: {own}\r\n", {400}),
+        ("GET / HTTP/1.1\r\nHost: {own}, evil.example\r\n", {421}),
+        ("GET / HTTP/1.0\r\n", {421}),
+        ("GET / HTTP/1.0\r\nHost: evil.example\r\n", {421}),
+        ("GET / HTTP/1.1\r\nHost:\r\n", {421}),
+    ],
+)
+async def test_a_request_names_exactly_one_host(running: Running, head: str, statuses: set[int]) -> None:
+    """Of none, or of two, each reader would choose another one; HTTP/1.0 names none."""
+    own = f"127.0.0.1:{running.port}"
+    answer = await send(running, (head.format(own=own) + "Connection: close\r\n\r\n").encode())
+    assert answer.status in statuses
+
+
+SMUGGLED = "GET /healthz HTTP/1.1\r\nHost: {own}\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Content-Length: 6\r\nContent-Length: 5\r\n",
+        "Content-Length: +6\r\n",
+        "Content-Length: 6, 5\r\n",
+        "Content-Length: -1\r\n",
+        "Content-Length: 0x6\r\n",
+        "Transfer-Encoding: gzip, chunked\r\n",
+        "Transfer-Encoding: chunked, identity\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "X: a\rTransfer-Encoding: chunked\r\n",
+        "X: a\0b\r\n",
+        "X\r\n",
+        "X y: z\r\n",
+    ],
+)
+async def test_a_length_that_can_be_read_in_two_ways_ends_the_connection(running: Running, fields: str) -> None:
+    """What one reader takes for a body is the next request to another: CVE-2025-43859, h11 itself, before 0.16."""
+    own = f"127.0.0.1:{running.port}"
+    request = f"POST / HTTP/1.1\r\nHost: {own}\r\n{fields}\r\n0\r\n\r\n" + SMUGGLED.format(own=own)
+    answer = await send(running, request.encode("latin-1"))
+    assert [status for status in answer.statuses if status not in (400, 501)] == []
+
+
+async def test_a_bad_end_of_a_chunk_ends_the_connection(running: Running) -> None:
+    """h11 skipped two bytes there without looking at them: CVE-2025-43859."""
+    own = f"127.0.0.1:{running.port}"
+    request = f"POST / HTTP/1.1\r\nHost: {own}\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxAB0\r\n\r\n"
+    answer = await send(running, (request + SMUGGLED.format(own=own)).encode())
+    assert 200 not in answer.statuses
+
+
+async def test_a_folded_line_hides_no_header(running: Running) -> None:
+    """Folding makes one reader see a header where the other sees a value."""
+    own = f"127.0.0.1:{running.port}"
+    request = f"GET / HTTP/1.1\r\nHost: {own}\r\nX: a\r\n Origin: http://evil.example\r\nConnection: close\r\n\r\n"
+    assert (await send(running, request.encode())).status in (200, 400)
+    request = f"GET / HTTP/1.1\r\nX: a\r\n Host: {own}\r\nConnection: close\r\n\r\n"
+    assert (await send(running, request.encode())).status == 400
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "X: " + "x" * 600_000,
+        "\r\n".join(f"X-{number}: {'x' * 200}" for number in range(3_000)),
+        "Cookie: " + "a=b; " * 120_000,
+    ],
+)
+async def test_a_header_bomb_is_not_held_in_memory(running: Running, headers: str) -> None:
+    """Headers of any size went into vLLM (CVE-2025-48956); the ws library fell over their number (CVE-2024-37890)."""
+    host = f"127.0.0.1:{running.port}"
+    request = f"GET / HTTP/1.1\r\nHost: {host}\r\n{headers}\r\nConnection: close\r\n\r\n"
+    answer = await send(running, request.encode())
+    assert answer.status in (0, 400, 431)
+
+
+async def test_slow_requests_do_not_hold_the_door(serve: Serve) -> None:
+    """Slowloris, CVE-2007-6750: a byte now and then kept a connection for ever."""
+    running = await serve(server=ServerSection(hello_timeout_s=0.2))
+    slow = [await running.connect() for _ in range(20)]
+    for number, client in enumerate(slow):
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "[: number * 2])
+    assert (await ask(running, "/healthz")).status == 200
+    assert [await client.at_end() for client in slow] == [True] * len(slow)
+    assert running.server.connections == 0
