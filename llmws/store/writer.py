@@ -195,29 +195,33 @@ class FileStore:
 
     def _write(self) -> None:
         while work := self._next_round():
-            answers: list[StoreEvent] = []
-            done: list[Lane] = []
-            to_sync: list[tuple[Lane, list[LogName]]] = []
-            for lane, task in work:
-                self._holding[lane.session_id] = lane
-                self._holding.move_to_end(lane.session_id)
-                if not isinstance(task, list):
-                    _hand_over(self._tasks, self._carry_out, lane, task)
-                elif logs := self._append(lane, task, answers):
-                    to_sync.append((lane, logs))
-                else:
-                    done.append(lane)
-            # One wake-up of the hub a round: waking it for each session costs more than writing the session's records.
-            self._post(*answers)
-            self._free(done)
-            for lane, logs in to_sync:
-                self._sync_slots.acquire()
-                _hand_over(self._syncs, self._sync, lane, logs)
-            self._release_idle()
+            self._work_on(work)
         for lane in self._lanes.values():
             with self._failures_of(lane):
                 if lane.folder is not None:
                     lane.folder.close(None)
+
+    def _work_on(self, work: list[tuple[Lane, StoreOp | Reseal | list[Append]]]) -> None:
+        """Writes what a round has to write, and hands over what has to wait for the disk."""
+        answers: list[StoreEvent] = []
+        done: list[Lane] = []
+        to_sync: list[tuple[Lane, list[LogName]]] = []
+        for lane, task in work:
+            self._holding[lane.session_id] = lane
+            self._holding.move_to_end(lane.session_id)
+            if not isinstance(task, list):
+                _hand_over(self._tasks, self._carry_out, lane, task)
+            elif logs := self._append(lane, task, answers):
+                to_sync.append((lane, logs))
+            else:
+                done.append(lane)
+        # One wake-up of the hub a round: waking it for each session costs more than writing the session's records.
+        self._post(*answers)
+        self._free(done)
+        for lane, logs in to_sync:
+            self._sync_slots.acquire()
+            _hand_over(self._syncs, self._sync, lane, logs)
+        self._release_idle()
 
     def _release_idle(self) -> None:
         """Closes the files of the sessions that were longest without work, so that thousands may be open."""
