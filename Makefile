@@ -21,7 +21,7 @@ serve: setup ## run the server in the foreground
 	@$(BIN)/llmws serve
 
 test: $(VENV)/dev.stamp ## run every test of the short profile
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-fast: $(VENV)/dev.stamp ## run the pure tests only
 	@$(BIN)/python -m pytest tests/unit tests/property

@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from llmws import __version__
+from llmws.access import LOCAL_PRINCIPAL, Identity
 from llmws.catalog.catalog import Catalog
 from llmws.catalog.choose import candidates
 from llmws.config import Config
@@ -43,9 +44,11 @@ from llmws.places import (
 from llmws.prompt.renderer import ProcessRenderer
 from llmws.protocol import messages as m
 from llmws.runtime.driver import Driver
+from llmws.server.exposure import check_exposure
 from llmws.server.hosts import is_loopback
 from llmws.server.listen import Server, bind
-from llmws.server.ports import Identity
+from llmws.server.ports import Credentials
+from llmws.server.tls import tls_context
 from llmws.session import events as e
 from llmws.session.hub import Hub
 from llmws.session.rules import Rules
@@ -61,13 +64,33 @@ _log = logging.getLogger(__name__)
 
 
 class ReadyObject(msgspec.Struct, frozen=True):
-    """What a client on this machine needs to find the server. `token_file` is None where no token is needed."""
+    """What a client on this machine needs to find the server, and to know it by its certificate.
+
+    `token_file` is None where no token is needed, `tls_cert` where the server does not speak TLS.
+    """
 
     url: str
     ws_url: str
     port: int
     pid: int
     token_file: str | None
+    tls_cert: str | None
+
+
+class NoTokens:
+    """`Credentials` where no token is required: everybody is the owner of this machine's account."""
+
+    def identify(self, token: str | None) -> Identity:  # noqa: ARG002  (it does not matter)
+        """See `Credentials.identify`."""
+        return Identity(LOCAL_PRINCIPAL, "admin")
+
+    def holds(self, token_id: str) -> bool:  # noqa: ARG002  (there are none)
+        """See `Credentials.holds`."""
+        return True
+
+    def issue(self, identity: Identity) -> str:
+        """See `Credentials.issue`."""
+        raise ConfigError(f"auth.required: false; nobody needs a token, not even {identity.principal}")
 
 
 class SystemClock:
@@ -165,27 +188,6 @@ def _raise_file_limit(max_connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def check_exposure(config: Config) -> None:
-    """Refuses to listen where strangers could come in unasked, or could read along.
-
-    Raises:
-        ConfigError: with the fix.
-    """
-    if is_loopback(config.server.host):
-        return
-    if not config.auth.required:
-        raise ConfigError(
-            f"auth.required: false (--no-auth) is for loopback addresses only, not {config.server.host}; "
-            "drop --no-auth, or use --host 127.0.0.1"
-        )
-    if not config.server.insecure_lan:
-        raise ConfigError(
-            f"server.host: {config.server.host} is reachable from other machines, and without TLS tokens "
-            "and answers can be read on the way; pass --insecure-lan if you trust the network, or use --host 127.0.0.1 "
-            "behind a tunnel"
-        )
-
-
 class _App:
     """One running server: the object graph and its life."""
 
@@ -213,16 +215,18 @@ class _App:
             remember_model=self._remember_model,
             save_uptime=self._save_uptime,
         )
-        self._tokens = TokenFile(places.state_dir / "tokens.json")
         self._token_file: Path | None = None
+        credentials: Credentials = NoTokens()
         if config.auth.required:
-            self._token_file = self._tokens.ensure_first()
+            credentials = tokens = TokenFile(places.state_dir / "tokens.json")
+            self._token_file = tokens.ensure_first()
         self._server = Server(
             listener=listener,
             sessions=self._driver,
-            authenticate=self._authenticate,
+            credentials=credentials,
             server=config.server,
             limits=config.limits,
+            tls=tls_context(places.tls_cert, places.tls_key) if places.tls_cert and places.tls_key else None,
         )
 
     async def run(self, ready_file: Path | None) -> None:
@@ -268,22 +272,29 @@ class _App:
         host = self._config.server.host
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
         authority = f"[{shown}]:{self._server.port}" if ":" in shown else f"{shown}:{self._server.port}"
+        cert = self._places.tls_cert
+        secure = "s" if cert else ""
         ready = ReadyObject(
-            url=f"http://{authority}",
-            ws_url=f"ws://{authority}/v1/ws",
+            url=f"http{secure}://{authority}",
+            ws_url=f"ws{secure}://{authority}/v1/ws",
             port=self._server.port,
             pid=os.getpid(),
             token_file=str(self._token_file) if self._token_file else None,
+            tls_cert=str(cert) if cert else None,
         )
         for path in paths:
             write_atomically(path, msgspec.json.encode(ready) + b"\n")
         _log.info("llmws %s listens at %s", __version__, ready.url)
-        if not is_loopback(host):
-            _log.warning(
-                "--insecure-lan: listening on %s without TLS; a client must use a name that server.hosts lists", host
-            )
+        if self._config.server.insecure_lan and not is_loopback(host) and not cert:
+            _log.warning("--insecure-lan: listening on %s without TLS: tokens and answers can be read on the way", host)
+        if not is_loopback(host) and not self._config.server.hosts:
+            _log.warning("server.hosts lists no name; clients must use the address %s itself", host)
         if not self._config.auth.required:
             _log.warning("--no-auth: every program and every user of this machine may use and administer this server")
+        elif sys.stderr.isatty():
+            # On a terminal only, and not through the log, which may be kept: whoever reads the code can come in.
+            code = self._server.mint_code(Identity(LOCAL_PRINCIPAL, "admin"))
+            print(f"In a browser, once, within ten minutes: {ready.url}/#code={code}", file=sys.stderr, flush=True)
 
     def _choose_models(self) -> tuple[ModelRef, ...]:
         try:
@@ -300,14 +311,6 @@ class _App:
         self._driver.post(e.UnfinishedFound(self._unfinished))
         if not self._first_models:
             _log.warning("there is no model in %s; put one there, then switch to it", self._places.models_dir)
-
-    def _authenticate(self, token: str | None) -> Identity | None:
-        if not self._config.auth.required:
-            return Identity("local", "admin")
-        found = self._tokens.authenticate(token) if token is not None else None
-        if found is None or found.role == "peer":  # peers have no door yet
-            return None
-        return Identity(found.principal, found.role)
 
     def _remember_model(self, name: str) -> None:
         self._remember(msgspec.structs.replace(self._remembered, model=name))

@@ -34,7 +34,9 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ServerSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where and how to listen.
 
-    `origins` and `hosts` are allowed beside the server's own. `insecure_lan`: listen beyond loopback without TLS.
+    `origins` and `hosts` are allowed beside the server's own. `tls_cert` and `tls_key`: PEM files, the first with the
+    whole chain. `behind_proxy`: only a proxy at one of the addresses in `proxies`, and this machine, may come in, and
+    what the proxy says of its clients is believed. `insecure_lan`: listen beyond loopback without TLS.
     """
 
     host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
@@ -44,6 +46,10 @@ class ServerSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     heartbeat_s: Annotated[float, Meta(ge=1, le=3600)] = 20.0
     hello_timeout_s: Annotated[float, Meta(ge=0.1, le=60)] = 10.0
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    behind_proxy: bool = False
+    proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     insecure_lan: bool = False
 
 

@@ -30,6 +30,8 @@ class Places(NamedTuple):
     own_models_dir: Path
     bundled_dir: Path | None = None
     key_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 def default_config_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -61,8 +63,11 @@ def locate(
     if state_dir is None:
         state_dir = _CHECKOUT / "var" if _CHECKOUT else _xdg(environ, "XDG_STATE_HOME", ".local/state")
     state_dir = state_dir.absolute()
-    key_file = config_dir / config.storage.key_file if config.storage.key_file is not None else None
-    return Places(state_dir, models_dir.absolute(), state_dir / "models", bundled_dir, key_file)
+    key_file, tls_cert, tls_key = (
+        config_dir / path if path is not None else None
+        for path in (config.storage.key_file, config.server.tls_cert, config.server.tls_key)
+    )
+    return Places(state_dir, models_dir.absolute(), state_dir / "models", bundled_dir, key_file, tls_cert, tls_key)
 
 
 def ready_objects_dir(environ: Mapping[str, str] = os.environ) -> Path:

@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--models-dir", type=Path, metavar="DIR", help="folder of the downloaded models")
     serve.add_argument("--model", metavar="NAME", help="model to begin with")
     serve.add_argument("--no-auth", action="store_true", help="ask for no token; loopback addresses only")
+    serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate and its chain, PEM: speak TLS")
+    serve.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's private key, PEM")
+    serve.add_argument("--behind-proxy", action="store_true", help="a proxy that server.proxies lists speaks TLS")
     serve.add_argument("--insecure-lan", action="store_true", help="listen beyond loopback without TLS")
     serve.add_argument("--ready-file", type=Path, metavar="PATH", help="write url, port and pid there once listening")
     serve.set_defaults(run=_serve)
@@ -115,8 +118,12 @@ def _serve(options: argparse.Namespace) -> int:
         changes["server"]["host"] = options.host
     if options.port is not None:
         changes["server"]["port"] = options.port
-    if options.insecure_lan:
-        changes["server"]["insecure_lan"] = True
+    for name in ("insecure_lan", "behind_proxy"):
+        if getattr(options, name):
+            changes["server"][name] = True
+    for name in ("tls_cert", "tls_key"):
+        if getattr(options, name) is not None:
+            changes["server"][name] = str(getattr(options, name).absolute())
     if options.model is not None:
         changes["model"]["name"] = options.model
     if options.no_auth:

@@ -1,4 +1,4 @@
-"""The HTTP door: health, readiness and the front page.
+"""The HTTP door: health, readiness, the front page and the exchange of one-time codes.
 
 Owns the order of the checks: Host and Origin, the route's role, draining, the route. Of the sessions it knows only
 whether they are ready. Invariant: a path that is not in the table of roles is not served, whatever the application
@@ -7,23 +7,32 @@ behind does.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
+import msgspec
+from msgspec import Meta
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmws.server.auth import HTTP_ROUTES, Access, Denied, credential, permits
+from llmws.access import HTTP_ROUTES, Access, permits
+from llmws.errors import LlmwsError
+from llmws.server.auth import Denied, credential
 from llmws.server.entrance import Entrance
-from llmws.server.ports import Sessions
+from llmws.server.head import Caller, Head
+
+_log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = 5
+MAX_SMALL_BODY_BYTES: Final = 4096
 
 ALIVE_PATHS: Final = frozenset({"/healthz", "/health"})
 """Answered while draining too: the process lives."""
@@ -54,12 +63,12 @@ FRONT_PAGE: Final = """<!doctype html>
 
 def create_app(entrance: Entrance) -> ASGIApp:
     """The application that uvicorn serves for everything but WebSockets."""
-    app = Starlette(routes=create_routes(entrance.sessions), exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=create_routes(entrance), exception_handlers={HTTPException: _http_error})
     return Guard(app, entrance, routes=HTTP_ROUTES)
 
 
-def create_routes(sessions: Sessions) -> list[Route]:
-    """The routes; each has its role in `auth.HTTP_ROUTES`."""
+def create_routes(entrance: Entrance) -> list[Route]:
+    """The routes; each has its role in `access.HTTP_ROUTES`."""
 
     async def front_page(_: Request) -> Response:
         return HTMLResponse(FRONT_PAGE)
@@ -68,16 +77,51 @@ def create_routes(sessions: Sessions) -> list[Route]:
         return PlainTextResponse("ok\n")
 
     async def ready(_: Request) -> Response:
-        if sessions.ready:
+        if entrance.sessions.ready:
             return PlainTextResponse("ready\n")
         return error_response(503, "not_ready", "no model is loaded", retry_after_s=RETRY_AFTER_S)
+
+    async def exchange(request: Request) -> Response:
+        body = await _body(request, timeout_s=entrance.server.hello_timeout_s)
+        try:
+            code = msgspec.json.decode(body, type=_Code).code
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return error_response(400, "bad_request", 'the body must be {"code": "…"}')
+        address = request.state.caller.address
+        identity = entrance.authenticator.redeem(code, address)
+        if isinstance(identity, Denied):
+            return denied_response(identity, "the code was used already, is too old, or never was one")
+        try:
+            return JSONResponse({"token": await asyncio.to_thread(entrance.credentials.issue, identity)})
+        except LlmwsError as error:
+            _log.error("a token for a browser could not be made: %s", error)
+            return error_response(500, "storage_failed", "the server could not keep a token")
 
     return [
         Route("/", front_page),
         Route("/healthz", alive),
         Route("/health", alive),
         Route("/readyz", ready),
+        Route("/v1/auth/exchange", exchange, methods=["POST"]),
     ]
+
+
+class _Code(msgspec.Struct, frozen=True):
+    code: Annotated[str, Meta(max_length=256)]
+
+
+async def _body(request: Request, *, timeout_s: float) -> bytes:
+    """The body of a small request. Raises HTTPException where it is too large, or does not come."""
+    body = b""
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MAX_SMALL_BODY_BYTES:
+                    raise HTTPException(413, f"the body may have {MAX_SMALL_BODY_BYTES} bytes")
+    except (TimeoutError, ClientDisconnect):
+        raise HTTPException(408, "the body did not come in time", headers={"connection": "close"}) from None
+    return body
 
 
 class Guard:
@@ -86,10 +130,10 @@ class Guard:
     Args:
         app: the application.
         entrance: names, credentials and whether the server drains.
-        routes: the least role of each path.
+        routes: the least role for each method of each path.
     """
 
-    def __init__(self, app: ASGIApp, entrance: Entrance, *, routes: Mapping[str, Access]) -> None:
+    def __init__(self, app: ASGIApp, entrance: Entrance, *, routes: Mapping[str, Mapping[str, Access]]) -> None:
         self._app = app
         self._entrance = entrance
         self._routes = routes
@@ -102,39 +146,36 @@ class Guard:
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        app = self._refusal(scope) or self._app
+        head = Head.of(Headers(scope=scope).getlist)
+        client = scope.get("client")
+        peer = client[0] if client else ""
+        caller = self._entrance.caller(head, peer=peer, is_secure=scope["scheme"] == "https")
+        scope.setdefault("state", {})["caller"] = caller
+        app = self._refusal(scope, head, caller) or self._app
         await app(scope, receive, send_with_headers)
 
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = Headers(scope=scope)
-        client = scope.get("client")
-        address = client[0] if client else ""
-        authorization = headers.getlist("authorization")
-        foreign = self._entrance.refusal(
-            hosts=headers.getlist("host"),
-            origins=headers.getlist("origin"),
-            authorization=authorization,
-            subprotocols=(),
-            address=address,
-        )
+    def _refusal(self, scope: Scope, head: Head, caller: Caller) -> Response | None:
+        foreign = self._entrance.refusal(head, caller)
         if foreign is not None:
-            return error_response(foreign.status, "forbidden", foreign.message)
-        path = scope["path"]
-        needed = self._routes.get(path)
-        if needed is None:
+            code = "bad_request" if foreign.status == 400 else "forbidden"
+            return error_response(foreign.status, code, foreign.message)
+        path, method = scope["path"], "GET" if scope["method"] == "HEAD" else scope["method"]
+        methods = self._routes.get(path)
+        if methods is None:
             return error_response(404, "not_found", "no such path")
+        needed = methods.get(method)
+        if needed is None:
+            response = error_response(405, "bad_request", "no such method here")
+            response.headers["allow"] = ", ".join(methods)
+            return response
         if self._entrance.draining and path not in ALIVE_PATHS:
             return error_response(503, "draining", "the server is about to restart", retry_after_s=RETRY_AFTER_S)
         if needed == "open":
             return None
-        identity = self._entrance.authenticator.identify(credential(authorization=authorization), address)
+        token = credential(authorization=head.authorization)
+        identity = self._entrance.authenticator.identify(token, caller.address)
         if isinstance(identity, Denied):
-            if identity.retry_after_s is not None:
-                message = "too many failed sign-ins from this address"
-                return error_response(429, "rate_limited", message, retry_after_s=math.ceil(identity.retry_after_s))
-            response = error_response(401, "unauthorized", "a valid token is needed")
-            response.headers["www-authenticate"] = "Bearer"
-            return response
+            return denied_response(identity, "a valid token is needed")
         if not permits(identity.role, needed):
             return error_response(403, "forbidden", "this token may not do that")
         return None
@@ -144,6 +185,16 @@ async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     response = error_response(error.status_code, "bad_request", error.detail)
     response.headers.update(error.headers or {})
+    return response
+
+
+def denied_response(denied: Denied, message: str) -> Response:
+    """401 with `message`, or 429 where the address failed too often."""
+    if denied.retry_after_s is not None:
+        text = "too many failed sign-ins from this address"
+        return error_response(429, "rate_limited", text, retry_after_s=math.ceil(denied.retry_after_s))
+    response = error_response(401, "unauthorized", message)
+    response.headers["www-authenticate"] = "Bearer"
     return response
 
 

@@ -1,49 +1,31 @@
-"""Who may come in: where a credential is found, what it stands for, which role a route needs.
+"""Who may come in: where a credential is found, and what it stands for.
 
-Invariant: `credential` is the only function that reads a token from a request, and a route without an entry in the
-tables here does not exist.
+Invariant: `credential` is the only function that reads a token from a request.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
+from llmws.access import Identity
 from llmws.protocol import SUBPROTOCOL
+from llmws.server.codes import Codes
 from llmws.server.limits import FailureLimiter, network_of
-from llmws.server.ports import Authenticate, Identity, Role
+from llmws.server.ports import Credentials
 
 BEARER_SUBPROTOCOL: Final = "llmws.bearer."
 """Prefix of the subprotocol by which a page, which cannot set headers, shows its token: base64url without padding."""
-
-Access = Role | Literal["open"]
-
-HTTP_ROUTES: Final[Mapping[str, Access]] = {
-    "/": "open",
-    "/healthz": "open",
-    "/health": "open",
-    "/readyz": "open",
-}
-"""The least role that each HTTP path needs. A path that is missing is not served."""
-
-WEBSOCKET_ROUTES: Final[Mapping[str, Role]] = {"/": "user", "/v1/ws": "user"}
-"""The least role that a hello on each WebSocket path needs."""
 
 
 class Denied(msgspec.Struct, frozen=True):
     """No identity. `retry_after_s` is set where the address failed too often to be heard at all."""
 
     retry_after_s: float | None = None
-
-
-def permits(role: Role, needed: Access) -> bool:
-    """Whether `role` is at least `needed`."""
-    ranks = get_args(Role)
-    return needed == "open" or ranks.index(role) >= ranks.index(needed)
 
 
 def credential(
@@ -75,14 +57,15 @@ def select_subprotocol(offered: Sequence[str]) -> str | None:
 
 
 class Authenticator:
-    """Asks who a token stands for, and slows down an address that has failed too often.
+    """Asks who a token or a one-time code stands for, and slows down an address that has failed too often.
 
-    A valid token always comes in: it cannot be guessed, and whoever shares its address, as in a tunnel, must not be
+    A valid one always comes in: it cannot be guessed, and whoever shares its address, as in a tunnel, must not be
     able to lock its owner out.
     """
 
-    def __init__(self, check: Authenticate, *, clock: Callable[[], float]) -> None:
-        self._check = check
+    def __init__(self, credentials: Credentials, *, codes: Codes, clock: Callable[[], float]) -> None:
+        self._credentials = credentials
+        self._codes = codes
         self._clock = clock
         self._failures = FailureLimiter()
 
@@ -92,22 +75,26 @@ class Authenticator:
         Showing no token is no guess, so it does not count as a failure.
         """
         if token is None:
-            return self._check(None) or Denied()
-        identity = self._check(token)
-        if identity is not None:
-            return identity
+            return self._credentials.identify(None) or Denied()
+        return self._credentials.identify(token) or self._failed(address)
+
+    def redeem(self, code: str, address: str) -> Identity | Denied:
+        """The identity that `code`, shown from `address`, lets in this once."""
+        return self._codes.redeem(code) or self._failed(address)
+
+    def trusts_null_origin(self, token: str | None, address: str) -> bool:
+        """Whether the token in an upgrade makes up for origin `null`; never where none is required."""
+        if token is None or self._credentials.identify(None) is not None:
+            return False
+        return isinstance(self.identify(token, address), Identity)
+
+    def _failed(self, address: str) -> Denied:
         network, now_s = network_of(address), self._clock()
         wait_s = self._failures.wait_s(network, now_s)
         if wait_s > 0:
             return Denied(retry_after_s=wait_s)
         self._failures.failed(network, now_s)
         return Denied()
-
-    def trusts_null_origin(self, token: str | None, address: str) -> bool:
-        """Whether the token in an upgrade makes up for origin `null`; never where none is required."""
-        if token is None or self._check(None) is not None:
-            return False
-        return isinstance(self.identify(token, address), Identity)
 
 
 def _from_base64url(text: str) -> str | None:

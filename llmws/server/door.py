@@ -13,11 +13,11 @@ from typing import Final
 
 import msgspec
 
+from llmws.access import Identity, Role, permits
 from llmws.protocol import VERSION, CloseCode, ErrorCode, FrameError, decode, encode
 from llmws.protocol import messages as m
-from llmws.server.auth import Denied, permits
+from llmws.server.auth import Denied
 from llmws.server.limits import TokenBucket
-from llmws.server.ports import Identity, Role
 
 MAX_HELLO_BYTES: Final = 8192
 INVALID_UTF8: Final = 1007

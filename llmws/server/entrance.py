@@ -1,18 +1,30 @@
 """What all connections of one server share: its names, its credentials, its limits, and whether it is about to stop.
 
-Knows neither HTTP nor WebSocket framing. Invariant: Host and Origin are judged here for every door alike.
+Knows neither HTTP nor WebSocket framing. Invariant: who may come in is judged here for every door alike.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Protocol
 
+from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
+from llmws.protocol import CloseCode
 from llmws.server.auth import Authenticator, credential
-from llmws.server.hosts import HostPolicy, Refusal
+from llmws.server.codes import Codes
+from llmws.server.head import Caller, Head, caller_of
+from llmws.server.hosts import HostPolicy, Refusal, is_loopback
 from llmws.server.limits import Admission, network_of
-from llmws.server.ports import Authenticate, Sessions
+from llmws.server.ports import Credentials, Sessions
+
+
+class Connection(Protocol):
+    """A connection that has signed in."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Closes it with a reason that the client reads."""
 
 
 class Entrance:
@@ -20,7 +32,7 @@ class Entrance:
 
     Args:
         sessions: where authenticated connections lead.
-        authenticate: a token to its identity.
+        credentials: a token to its identity.
         server: names, heartbeat and timeouts.
         limits: sizes and numbers of connections.
         port: the port listened on.
@@ -31,22 +43,26 @@ class Entrance:
         self,
         *,
         sessions: Sessions,
-        authenticate: Authenticate,
+        credentials: Credentials,
         server: ServerSection,
         limits: LimitsSection,
         port: int,
         clock: Callable[[], float],
     ) -> None:
         self.sessions = sessions
-        self.authenticator = Authenticator(authenticate, clock=clock)
+        self.credentials = credentials
+        self.codes = Codes(clock=clock)
+        self.authenticator = Authenticator(credentials, codes=self.codes, clock=clock)
         self.server = server
         self.limits = limits
         self.clock = clock
         self.draining = False
+        self._proxies = frozenset(server.proxies if server.behind_proxy else ())
         self._policy = HostPolicy(bind_host=server.host, port=port, hosts=server.hosts, origins=server.origins)
         self._admission: Admission[asyncio.BaseTransport] = Admission(
             max_connections=limits.max_connections, max_unauthenticated=limits.max_unauthenticated
         )
+        self._signed_in: dict[asyncio.BaseTransport, tuple[Connection, str]] = {}
 
     @property
     def connections(self) -> int:
@@ -55,33 +71,59 @@ class Entrance:
 
     def admit(self, transport: asyncio.Transport) -> None:
         """Counts a new connection, and cuts the one that has to go for it."""
-        victim = self._admission.enter(transport, network_of(peer_address(transport)))
+        address = peer_address(transport)
+        # Whose connection a proxy passes on is known once its head has come; until then each counts for itself.
+        self._enter(transport, str(transport.get_extra_info("peername")) if address in self._proxies else address)
+
+    def _enter(self, transport: asyncio.BaseTransport, address: str) -> None:
+        victim = self._admission.enter(transport, network_of(address))
         if isinstance(victim, asyncio.Transport):
             victim.abort()
 
-    def signed_in(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is no longer among those that are cut first."""
+    def upgraded(self, transport: asyncio.BaseTransport, caller: Caller) -> None:
+        """The connection is a WebSocket from now on, and so `caller`'s alone, where a proxy passes it on."""
+        if peer_address(transport) in self._proxies:
+            self._admission.leave(transport)
+            self._enter(transport, caller.address)
+
+    def signed_in(self, transport: asyncio.BaseTransport, identity: Identity, connection: Connection) -> None:
+        """The connection is no longer among those that are cut first, and is closed when its token is revoked."""
         self._admission.sign_in(transport)
+        if identity.token_id is not None:
+            self._signed_in[transport] = (connection, identity.token_id)
 
     def left(self, transport: asyncio.BaseTransport) -> None:
         """The connection is gone."""
         self._admission.leave(transport)
+        self._signed_in.pop(transport, None)
 
-    def refusal(
-        self,
-        *,
-        hosts: Sequence[str],
-        origins: Sequence[str],
-        authorization: Sequence[str],
-        subprotocols: Sequence[str],
-        address: str,
-    ) -> Refusal | None:
-        """Judges the values of a request's `Host`, `Origin`, `Authorization` and `Sec-WebSocket-Protocol` headers."""
+    def close_revoked(self) -> None:
+        """Closes every connection whose token no longer holds."""
+        for connection, token_id in list(self._signed_in.values()):
+            if not self.credentials.holds(token_id):
+                connection.close(CloseCode.UNAUTHORIZED, "the token was revoked")
+
+    def caller(self, head: Head, *, peer: str, is_secure: bool) -> Caller:
+        """Who sent a request, over a connection from `peer`, of TLS or not."""
+        return caller_of(head, peer=peer, is_secure=is_secure, proxies=self._proxies)
+
+    def refusal(self, head: Head, caller: Caller) -> Refusal | None:
+        """Judges the head of a request, before anything else looks at it."""
+        if head.has_two_lengths:
+            # A proxy that believes the other one sees other requests in the same bytes. Source: RFC 9112, section 6.1.
+            return Refusal(400, "Transfer-Encoding and Content-Length may not come together")
+        if self.server.behind_proxy and not caller.is_by_proxy and not is_loopback(caller.address):
+            return Refusal(403, "this server is behind a proxy; come through it")
         trust_null = False
-        if "null" in origins:
-            token = credential(authorization=authorization, subprotocols=subprotocols)
-            trust_null = self.authenticator.trusts_null_origin(token, address)
-        return self._policy.refusal(hosts=hosts, origins=origins, trust_null=trust_null)
+        if "null" in head.origins:
+            token = credential(authorization=head.authorization, subprotocols=head.subprotocols)
+            trust_null = self.authenticator.trusts_null_origin(token, caller.address)
+        return self._policy.refusal(
+            hosts=head.hosts,
+            origins=head.origins,
+            trust_null=trust_null,
+            scheme="https" if caller.is_secure else "http",
+        )
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 _AUTHORITY: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
-_DEFAULT_PORT: Final = 80
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+Scheme = Literal["http", "https"]
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -32,7 +35,7 @@ class HostPolicy(msgspec.Struct, frozen=True, kw_only=True):
         bind_host: the address bound to; it is a name of the server unless it is a wildcard.
         port: the port bound to.
         hosts: further names, `name` (any port) or `name:port`.
-        origins: further origins, `scheme://name[:port]`; a proxy that ends TLS is one.
+        origins: further origins, `scheme://name[:port]`.
     """
 
     bind_host: str
@@ -40,7 +43,9 @@ class HostPolicy(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
 
-    def refusal(self, *, hosts: Sequence[str], origins: Sequence[str], trust_null: bool) -> Refusal | None:
+    def refusal(
+        self, *, hosts: Sequence[str], origins: Sequence[str], trust_null: bool, scheme: Scheme = "http"
+    ) -> Refusal | None:
         """Judges the headers of a request.
 
         Args:
@@ -48,6 +53,7 @@ class HostPolicy(msgspec.Struct, frozen=True, kw_only=True):
             origins: the values of its `Origin` headers; none where no browser sends it.
             trust_null: whether origin `null`, which any sandboxed frame has, is made up for by a valid token in the
                 request itself.
+            scheme: by which the client reached the server, or the proxy in front of it.
 
         Returns:
             421 for a foreign host, 403 for a foreign origin, None for a request that may go on.
@@ -55,22 +61,22 @@ class HostPolicy(msgspec.Struct, frozen=True, kw_only=True):
         Source: RFC 9110, section 15.5.20 (421); RFC 6454, section 7 (Origin).
         """
         host = hosts[0].lower() if len(hosts) == 1 else ""
-        if not self._is_own_host(host):
+        if not self._is_own_host(host, scheme):
             return Refusal(421, "this Host is not served here; list it in server.hosts")
         if not origins:
             return None
         origin = origins[0].lower() if len(origins) == 1 else ""
         if origin == "null":
             return None if trust_null else Refusal(403, "origin null needs a valid token in the request itself")
-        if origin == f"http://{host}" or origin in {listed.lower() for listed in self.origins}:
+        if origin == f"{scheme}://{host}" or origin in {listed.lower() for listed in self.origins}:
             return None
         return Refusal(403, "this Origin is not allowed; list it in server.origins")
 
-    def _is_own_host(self, authority: str) -> bool:
+    def _is_own_host(self, authority: str, scheme: Scheme) -> bool:
         match = _AUTHORITY.fullmatch(authority)
         if match is None:
             return False
-        name, port = match.group(1), int(match.group(2) or _DEFAULT_PORT)
+        name, port = match.group(1), int(match.group(2) or _DEFAULT_PORTS[scheme])
         if {name, f"{name}:{port}"} & {listed.lower() for listed in self.hosts}:
             return True
         # Any port on loopback: a tunnel ends on a port of its own, and a name that can only mean this machine is what

@@ -13,22 +13,29 @@ import errno
 import functools
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
+from uvicorn.server import ServerState
 
+from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.errors import ConfigError
 from llmws.server.asgi import create_app
 from llmws.server.entrance import Entrance
 from llmws.server.http import HttpProtocol
-from llmws.server.ports import Authenticate, Sessions
+from llmws.server.ports import Credentials, Sessions
+from llmws.server.tls import TlsProtocol
 from llmws.server.websocket import STOP_TIMEOUT_S, WebSocketProtocol
 
 BACKLOG: Final = 2048
 """With 100 a good client waited a second beside 200 slow ones."""
+
+REVOCATION_INTERVAL_S: Final = 0.5
+"""How long a connection outlives its token, at most."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 NOTSENT_LOWAT_BYTES: Final = 16 * 1024
@@ -84,9 +91,10 @@ class Server:
     Args:
         listener: from `bind`; closed when `run` ends.
         sessions: where authenticated connections lead.
-        authenticate: a token to its identity.
+        credentials: a token to its identity.
         server: names, heartbeat and timeouts.
         limits: sizes and numbers of connections.
+        tls: the certificate, where the server itself speaks TLS.
         clock: seconds, monotonic.
     """
 
@@ -95,21 +103,22 @@ class Server:
         *,
         listener: socket.socket,
         sessions: Sessions,
-        authenticate: Authenticate,
+        credentials: Credentials,
         server: ServerSection,
         limits: LimitsSection,
+        tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listener = listener
         self.port: int = listener.getsockname()[1]
         self.started = asyncio.Event()
         self._entrance = Entrance(
-            sessions=sessions, authenticate=authenticate, server=server, limits=limits, port=self.port, clock=clock
+            sessions=sessions, credentials=credentials, server=server, limits=limits, port=self.port, clock=clock
         )
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 create_app(self._entrance),
-                http=functools.partial(HttpProtocol, self._entrance),  # type: ignore[arg-type]
+                http=functools.partial(accept, self._entrance, tls),  # type: ignore[arg-type]
                 ws=functools.partial(WebSocketProtocol, self._entrance),  # type: ignore[arg-type]
                 interface="asgi3",
                 lifespan="off",
@@ -133,11 +142,23 @@ class Server:
     async def run(self) -> None:
         """Listens and serves until `stop`, or until it is cancelled."""
         try:
-            await self._uvicorn.serve(sockets=[self._listener])
+            async with asyncio.TaskGroup() as tasks:
+                revocations = tasks.create_task(self._close_revoked())
+                await self._uvicorn.serve(sockets=[self._listener])
+                revocations.cancel()
         finally:
             self._uvicorn.cut()
             self._listener.close()
             await asyncio.sleep(0)  # in which asyncio tells the connections just cut that they are lost
+
+    async def _close_revoked(self) -> None:
+        while True:
+            await asyncio.sleep(REVOCATION_INTERVAL_S)
+            self._entrance.close_revoked()
+
+    def mint_code(self, identity: Identity) -> str:
+        """A code that lets a browser in as `identity`, once, within ten minutes."""
+        return self._entrance.codes.mint(identity)
 
     def drain(self) -> None:
         """Refuses new connections, 4503 or status 503, and those that have not said hello. The others go on."""
@@ -150,6 +171,22 @@ class Server:
         """Closes every WebSocket with 1012 and ends `run` within about three seconds."""
         self._entrance.draining = True
         self._uvicorn.should_exit = True
+
+
+def accept(
+    entrance: Entrance,
+    tls: ssl.SSLContext | None,
+    *,
+    config: uvicorn.Config,
+    server_state: ServerState,
+    app_state: dict[str, Any],
+    _loop: asyncio.AbstractEventLoop | None = None,
+) -> asyncio.Protocol:
+    """The protocol of a new connection; uvicorn calls this as if it were a class."""
+    http = functools.partial(
+        HttpProtocol, entrance, config=config, server_state=server_state, app_state=app_state, _loop=_loop
+    )
+    return TlsProtocol(entrance, context=tls, server_state=server_state, next_protocol=http) if tls else http()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -173,5 +210,5 @@ class _Uvicorn(uvicorn.Server):
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
-            assert isinstance(connection, WebSocketProtocol | HttpProtocol)
+            assert isinstance(connection, WebSocketProtocol | HttpProtocol | TlsProtocol)
             connection.cut()

@@ -1,38 +1,35 @@
 """What the doors need from the rest of the server, and what they give to it.
 
-Owns only interfaces and the identity that passes through them. Knows no implementation.
-Invariant: everything here is called on the event loop's thread.
+Owns only interfaces. Knows no implementation. Invariant: everything here is called on the event loop's thread, but for
+`Credentials.issue`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
-import msgspec
-
+from llmws.access import Identity, Role
 from llmws.protocol.messages import ClientMessage, Hello
 from llmws.runtime.driver import Sink
 
-Role = Literal["metrics", "user", "admin"]
-"""Each role may do what the ones before it may."""
 
+class Credentials(Protocol):
+    """What tokens stand for."""
 
-class Identity(msgspec.Struct, frozen=True):
-    """Who a credential stands for: the owner of sessions, and what it may do."""
+    def identify(self, token: str | None) -> Identity | None:
+        """Who shows this token, or none; None refuses. Compares in constant time."""
 
-    principal: str
-    role: Role
+    def holds(self, token_id: str) -> bool:
+        """Whether the token of this id has not been revoked."""
 
-
-Authenticate = Callable[[str | None], Identity | None]
-"""A token, or None where the client shows none, to its identity; None refuses. Compares in constant time."""
+    def issue(self, identity: Identity) -> str:
+        """Makes another token for this principal and role; touches files. Raises LlmwsError where it cannot."""
 
 
 class Sessions(Protocol):
     """Where authenticated connections lead: the `Driver`, or a fake in tests."""
 
-    def attach(self, sink: Sink, principal: str, role: str, hello: Hello) -> int:
+    def attach(self, sink: Sink, principal: str, role: Role, hello: Hello) -> int:
         """Takes a connection after its hello; returns the number that names it in the calls below."""
 
     def receive(self, connection: int, message: ClientMessage) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, assert_never
 
 from uvicorn.server import ServerState
@@ -19,12 +19,13 @@ from websockets.http11 import Request
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
+from llmws.access import WEBSOCKET_ROUTES, Identity, Role
 from llmws.protocol import CloseCode
-from llmws.server.auth import WEBSOCKET_ROUTES, Denied, credential, select_subprotocol
+from llmws.server.auth import Denied, credential, select_subprotocol
 from llmws.server.door import MAX_HELLO_BYTES, Accepted, Close, Door, Forward, Reply
 from llmws.server.entrance import Entrance, peer_address
+from llmws.server.head import Head
 from llmws.server.hosts import Refusal
-from llmws.server.ports import Identity, Role
 from llmws.server.pulse import Pulse
 
 HIGH_WATER_BYTES: Final = 32 * 1024
@@ -177,17 +178,11 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _open(self, request: Request) -> None:
         """Answers the upgrade request."""
-        headers, address = request.headers, peer_address(self._transport)
-        authorization = headers.get_all("Authorization")
-        offers = [offer.strip() for value in headers.get_all("Sec-WebSocket-Protocol") for offer in value.split(",")]
+        head = Head.of(request.headers.get_all)
+        is_secure = self._transport.get_extra_info("ssl_object") is not None
+        caller = self._entrance.caller(head, peer=peer_address(self._transport), is_secure=is_secure)
         needed = WEBSOCKET_ROUTES.get(request.path.partition("?")[0])
-        refusal = self._entrance.refusal(
-            hosts=headers.get_all("Host"),
-            origins=headers.get_all("Origin"),
-            authorization=authorization,
-            subprotocols=offers,
-            address=address,
-        )
+        refusal = self._entrance.refusal(head, caller)
         if refusal is None and needed is None:
             refusal = Refusal(404, "no WebSocket here; it is at /v1/ws")
         if refusal is not None:
@@ -196,11 +191,12 @@ class WebSocketProtocol(asyncio.Protocol):
             response = self.wire.accept(request)
         self.wire.send_response(response)
         if needed is not None and self.wire.state is State.OPEN:
-            self._await_hello(needed, authorization, offers, address)
+            self._entrance.upgraded(self._transport, caller)
+            self._await_hello(needed, head, caller.address)
 
-    def _await_hello(self, needed: Role, authorization: Sequence[str], offers: Sequence[str], address: str) -> None:
+    def _await_hello(self, needed: Role, head: Head, address: str) -> None:
         def identify(hello_auth: str | None) -> Identity | Denied:
-            token = credential(authorization=authorization, subprotocols=offers, hello_auth=hello_auth)
+            token = credential(authorization=head.authorization, subprotocols=head.subprotocols, hello_auth=hello_auth)
             return self._entrance.authenticator.identify(token, address)
 
         self._door = Door(
@@ -236,7 +232,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 case Reply(frame):
                     self.try_send(frame)
                 case Accepted(hello, identity):
-                    self._entrance.signed_in(self._transport)
+                    self._entrance.signed_in(self._transport, identity, self)
                     self._arm(self._entrance.server.heartbeat_s, self._beat)
                     self._number = self._entrance.sessions.attach(self, identity.principal, identity.role, hello)
                 case Forward(message):

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llmws.access import MESSAGES, permits
 from llmws.engine_api import NO_IMAGES
 from llmws.protocol import CloseCode, ErrorCode, encode
 from llmws.protocol import messages as m
@@ -29,7 +30,6 @@ from llmws.session.shelf import Shelf
 from llmws.session.state import HubState, rejection
 from llmws.session.turns import Turns
 
-_ADMIN_ONLY: Final = (m.SwitchModel, m.DeleteModel, m.DownloadModel, m.CancelDownload)
 _OBSERVER_MAY: Final = (m.Ack, m.GetResources, m.GetStatus, m.ListModels, m.ListSessions, m.History, m.Cancel)
 
 _KEPT: Final = (m.Config, m.UpdateSession, m.Import, m.SwitchModel)
@@ -76,8 +76,8 @@ class Desk:
         if attachment.mode == "observe" and not isinstance(message, _OBSERVER_MAY):
             text = f"an observer may not send {kind}; attach again to take over"
             refuse(attachment.connection, ErrorCode.FORBIDDEN, text, message)
-        elif attachment.role != "admin" and isinstance(message, _ADMIN_ONLY):
-            refuse(attachment.connection, ErrorCode.FORBIDDEN, f"{kind} needs an admin token", message)
+        elif not permits(attachment.role, needed := MESSAGES.get(type(message))):
+            refuse(attachment.connection, ErrorCode.FORBIDDEN, f"{kind} needs a token of role {needed}", message)
         elif isinstance(message, _KEPT) and (refusal := self._no_room(session, None)) is not None:
             session.send(attachment, [encode(refusal)])
         else:

@@ -14,20 +14,17 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
+from llmws.access import LOCAL_PRINCIPAL, Identity, Role
 from llmws.errors import ConfigError
 from llmws.store.disk import OsDisk, write_atomically
 from llmws.store.lock import alone_with
 
 _logger = logging.getLogger(__name__)
-
-TokenRole = Literal["metrics", "user", "admin", "peer"]
-LOCAL_PRINCIPAL: Final = "local"
-"""Who runs the server's account: the owner of the first admin token, and everybody where no token is required."""
 
 _SECRET_BYTES: Final = 32
 _ID_BYTES: Final = 6
@@ -36,22 +33,15 @@ _PREFIX: Final = "llmws_"
 _NO_HASH: Final = "0" * 64
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """An authenticated caller. Sessions belong to `principal`, not to the token."""
-
-    principal: str
-    role: TokenRole
-    token_id: str
-
-
 class TokenEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A token as the file keeps it; `sha256` is hex, over the whole token."""
+    """A token as the file keeps it; `sha256` is hex, over the whole token; `note` says how it came about."""
 
     id: Annotated[str, Meta(pattern=r"^[0-9a-f]{12}\Z")]
     principal: Annotated[str, Meta(min_length=1, max_length=256)]
-    role: TokenRole
+    role: Role
     created_s: float
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    note: Annotated[str, Meta(max_length=64)] = ""
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +52,9 @@ _Version = tuple[int, int, int]
 
 
 class TokenFile:
-    """The tokens of a state folder. Calls touch files, `authenticate` only where the file has changed.
+    """The tokens of a state folder: `Credentials` where a token is required.
+
+    Calls touch files, `identify` and `holds` only where the file has changed.
 
     Args:
         path: of the file; it may be missing.
@@ -78,16 +70,21 @@ class TokenFile:
         self._random = random
         self._version: _Version | None = None
         self._by_id: dict[str, TokenEntry] = {}
+        self._held: frozenset[str] = frozenset()
 
-    def create(self, name: str, role: TokenRole) -> str:
+    def create(self, name: str, role: Role, *, note: str = "") -> str:
         """Makes a token for a principal and returns it; it is shown only this once.
 
         Raises:
             ConfigError: the file cannot be read or written, or the name is empty, too long or not printable.
         """
-        token, entry = self._new(name, role)
+        token, entry = self._new(name, role, note)
         self._add(entry)
         return token
+
+    def issue(self, identity: Identity) -> str:
+        """See `Credentials.issue`; it is for a browser."""
+        return self.create(identity.principal, identity.role, note="browser")
 
     def ensure_first(self) -> Path | None:
         """Makes the first admin token if there is no admin's, and beside the file `admin.token`: it and a newline.
@@ -100,11 +97,11 @@ class TokenFile:
         """
         path = self._path.with_name("admin.token")
         if not any(entry.role == "admin" for entry in self.list()):
-            token, entry = self._new(LOCAL_PRINCIPAL, "admin")
+            token, entry = self._new(LOCAL_PRINCIPAL, "admin", "first")
             # Before the hash: a crash between the two leaves a token that is worth nothing, not one that nobody knows.
             self._write(path, f"{token}\n".encode())
             self._add(entry)
-        return path if path.exists() and self.authenticate(path.read_text().strip()) else None
+        return path if path.exists() and self.identify(path.read_text().strip()) else None
 
     def list(self) -> tuple[TokenEntry, ...]:
         """All tokens, oldest first. Raises ConfigError where the file cannot be read."""
@@ -119,8 +116,10 @@ class TokenFile:
                 self._write(self._path, _encoded(after))
         return len(after) < len(before)
 
-    def authenticate(self, token: str) -> Identity | None:
+    def identify(self, token: str | None) -> Identity | None:
         """Whose token it is, None if it is nobody's. A file that cannot be read holds no token."""
+        if token is None:
+            return None
         self._refresh()
         prefix, _, rest = token.partition("_")
         entry = self._by_id.get(rest.partition("_")[0]) if prefix + "_" == _PREFIX else None
@@ -130,7 +129,12 @@ class TokenFile:
             return None
         return Identity(principal=entry.principal, role=entry.role, token_id=entry.id)
 
-    def _new(self, principal: str, role: TokenRole) -> tuple[str, TokenEntry]:
+    def holds(self, token_id: str) -> bool:
+        """Whether the token has not been revoked. A file that cannot be read revokes none."""
+        self._refresh()
+        return token_id in self._held
+
+    def _new(self, principal: str, role: Role, note: str) -> tuple[str, TokenEntry]:
         if not principal.isprintable():
             raise ConfigError(f"a token cannot be made for {principal[:64]!r}: it holds control characters")
         token_id = self._random(_ID_BYTES).hex()
@@ -142,6 +146,7 @@ class TokenFile:
             "role": role,
             "created_s": self._now_s(),
             "sha256": _hash(token),
+            "note": note,
         }
         try:
             return token, msgspec.convert(fields, TokenEntry)
@@ -163,6 +168,7 @@ class TokenFile:
             return
         try:
             self._by_id = {entry.id: entry for entry in self._read().tokens}
+            self._held = frozenset(self._by_id)
         except ConfigError as error:
             self._by_id = {}
             if version != self._version:

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from llmws.access import Identity
 from llmws.engine.scripted import HELLO, ScriptedEngine, Step, model_info
 from llmws.engine_api import ModelRef, PromptFailed, PromptJob, PromptReady
 from llmws.protocol import ErrorCode
 from llmws.protocol import messages as m
 from llmws.server.auth import Denied
 from llmws.server.door import Accepted, Close, Door, Forward, Reply
-from llmws.server.ports import Identity
 from llmws.session import events as e
 from llmws.session.hub import Hub
 from llmws.session.state import HubSettings

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.server import listen
-from llmws.server.ports import Identity
 from tests.integration.server.harness import TIMEOUT_S, TOKEN, EchoSessions, Running, Serve
+from tests.support.credentials import FixedCredentials
 
 
 @pytest.fixture
@@ -24,20 +25,18 @@ async def serve() -> AsyncIterator[Serve]:
     ) -> Running:
         sessions = EchoSessions()
 
-        def authenticate(token: str | None) -> Identity | None:
-            return Identity("local", "admin") if token == TOKEN or not auth else None
-
+        credentials = FixedCredentials({TOKEN if auth else None: Identity("local", "admin", "first")})
         door = listen.Server(
             listener=listen.bind("127.0.0.1", 0),
             sessions=sessions,
-            authenticate=authenticate,
+            credentials=credentials,
             server=server or ServerSection(),
             limits=limits or LimitsSection(),
         )
         task = asyncio.create_task(door.run())
         async with asyncio.timeout(TIMEOUT_S):
             await door.started.wait()
-        running.append(Running(door, sessions, task, []))
+        running.append(Running(door, sessions, task, [], credentials=credentials))
         return running[-1]
 
     yield start

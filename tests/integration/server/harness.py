@@ -13,6 +13,7 @@ from llmws.protocol import encode
 from llmws.protocol import messages as m
 from llmws.server import listen
 from llmws.server.ports import Sink
+from tests.support.credentials import FixedCredentials
 
 TOKEN = "llmws_test_token"
 TIMEOUT_S = 10.0
@@ -155,6 +156,7 @@ class Running:
     sessions: EchoSessions
     task: asyncio.Task[None]
     clients: list[RawClient]
+    credentials: FixedCredentials
     token: str = TOKEN
 
     @property

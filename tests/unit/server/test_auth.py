@@ -4,16 +4,10 @@ import base64
 
 import pytest
 
-from llmws.server.auth import (
-    HTTP_ROUTES,
-    WEBSOCKET_ROUTES,
-    Authenticator,
-    Denied,
-    credential,
-    permits,
-    select_subprotocol,
-)
-from llmws.server.ports import Identity
+from llmws.access import Identity
+from llmws.server.auth import Authenticator, Denied, credential, select_subprotocol
+from llmws.server.codes import Codes
+from tests.support.credentials import FixedCredentials
 
 OWNER = Identity("local", "admin")
 OFFER = "llmws.bearer." + base64.urlsafe_b64encode(b"tok\x7f?>").rstrip(b"=").decode()
@@ -56,22 +50,6 @@ def test_the_server_echoes_the_protocol_and_never_the_token() -> None:
     assert select_subprotocol([]) is None
 
 
-def test_roles_are_ordered() -> None:
-    assert [permits(role, "user") for role in ("metrics", "user", "admin")] == [False, True, True]
-    assert permits("metrics", "open")
-    assert not permits("user", "admin")
-
-
-def test_only_these_paths_are_open() -> None:
-    assert {path for path, needed in HTTP_ROUTES.items() if needed == "open"} == {
-        "/",
-        "/healthz",
-        "/health",
-        "/readyz",
-    }
-    assert dict(WEBSOCKET_ROUTES) == {"/": "user", "/v1/ws": "user"}
-
-
 class Clock:
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -81,10 +59,8 @@ class Clock:
 
 
 def authenticator(clock: Clock, *, required: bool = True) -> Authenticator:
-    def check(token: str | None) -> Identity | None:
-        return OWNER if token == "good" or not required else None
-
-    return Authenticator(check, clock=clock)
+    credentials = FixedCredentials({"good" if required else None: OWNER})
+    return Authenticator(credentials, codes=Codes(clock=clock), clock=clock)
 
 
 def test_ten_wrong_tokens_slow_an_address_down_but_never_the_right_one() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from llmws.access import Identity, Role
 from llmws.protocol import messages as m
 from llmws.server.auth import Denied
 from llmws.server.door import (
@@ -18,7 +19,6 @@ from llmws.server.door import (
     Outcome,
     Reply,
 )
-from llmws.server.ports import Identity, Role
 
 OWNER = Identity("local", "user")
 LIMIT_BYTES = 20_000

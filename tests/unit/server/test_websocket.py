@@ -9,11 +9,13 @@ import pytest
 from uvicorn.server import ServerState
 from websockets.frames import Frame, Opcode
 
+from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.protocol import messages as m
 from llmws.server.entrance import Entrance
-from llmws.server.ports import Identity, Sink
+from llmws.server.ports import Sink
 from llmws.server.websocket import HIGH_WATER_BYTES, MAX_UNSENT_BYTES, WebSocketProtocol, text_header
+from tests.support.credentials import FixedCredentials
 
 UPGRADE = (
     b"GET /v1/ws HTTP/1.1\r\nHost: localhost:8765\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -93,7 +95,7 @@ def upgrading(
     """A connection that nothing was received from, and what it is written to."""
     entrance = Entrance(
         sessions=Attached(),
-        authenticate=lambda _: Identity("local", "admin"),
+        credentials=FixedCredentials({None: Identity("local", "admin")}),
         server=ServerSection(heartbeat_s=heartbeat_s),
         limits=LimitsSection(),
         port=8765,

@@ -25,12 +25,12 @@ def test_a_token_names_its_id_and_carries_256_bits(tmp_path):
 
 def test_a_token_is_its_principal(tokens):
     token = tokens.create("ann", "user")
-    assert tokens.authenticate(token) == Identity(principal="ann", role="user", token_id="000000000001")
+    assert tokens.identify(token) == Identity(principal="ann", role="user", token_id="000000000001")
 
 
 def test_two_tokens_of_one_principal_are_the_same_person(tokens):
     first, second = tokens.create("ann", "user"), tokens.create("ann", "admin")
-    assert tokens.authenticate(first).principal == tokens.authenticate(second).principal == "ann"
+    assert tokens.identify(first).principal == tokens.identify(second).principal == "ann"
     assert [entry.role for entry in tokens.list()] == ["user", "admin"]
 
 
@@ -50,7 +50,7 @@ def test_anything_else_is_nobody(tokens):
         "\ud800",
         "é",
     ):
-        assert tokens.authenticate(wrong) is None
+        assert tokens.identify(wrong) is None
 
 
 def test_neither_the_token_nor_its_secret_is_in_the_file(tokens, tmp_path):
@@ -64,22 +64,22 @@ def test_neither_the_token_nor_its_secret_is_in_the_file(tokens, tmp_path):
 def test_a_running_server_honours_and_forgets_tokens_at_once(tmp_path):
     """The server and `llmws token` are two processes with one file."""
     server, command = TokenFile(tmp_path / "tokens.json"), TokenFile(tmp_path / "tokens.json")
-    assert server.authenticate("llmws_000000000000_x") is None
+    assert server.identify("llmws_000000000000_x") is None
     token = command.create("ann", "user")
-    assert server.authenticate(token).principal == "ann"
-    assert command.revoke(server.authenticate(token).token_id)
-    assert server.authenticate(token) is None
+    assert server.identify(token).principal == "ann"
+    assert command.revoke(server.identify(token).token_id)
+    assert server.identify(token) is None
     assert not command.revoke("000000000000")
 
 
 def test_a_file_of_unchanged_time_size_and_inode_is_not_read_again(tokens, tmp_path):
     path = tmp_path / "tokens.json"
     token = tokens.create("ann", "user")
-    assert tokens.authenticate(token) is not None
+    assert tokens.identify(token) is not None
     before = path.stat()
     path.write_bytes(b"?" * before.st_size)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert tokens.authenticate(token) is not None
+    assert tokens.identify(token) is not None
 
 
 def test_the_first_start_makes_an_admin_token_that_the_same_account_can_find(tokens, tmp_path):
@@ -88,7 +88,7 @@ def test_the_first_start_makes_an_admin_token_that_the_same_account_can_find(tok
     assert path == tmp_path / "admin.token"
     assert text.endswith("\n")
     assert path.stat().st_mode & 0o777 == 0o600
-    assert tokens.authenticate(text.strip()) == Identity(principal="local", role="admin", token_id="000000000001")
+    assert tokens.identify(text.strip()) == Identity(principal="local", role="admin", token_id="000000000001")
 
 
 def test_later_starts_make_no_other_one(tokens):
@@ -119,16 +119,16 @@ def test_a_damaged_file_stops_the_start_and_lets_nobody_in(tmp_path, text):
     tokens = TokenFile(tmp_path / "tokens.json")
     token = tokens.create("ann", "user")
     (tmp_path / "tokens.json").write_bytes(text.encode("latin-1"))
-    assert tokens.authenticate(token) is None
+    assert tokens.identify(token) is None
     with pytest.raises(ConfigError, match=r"tokens\.json: not a token file"):
         tokens.ensure_first()
 
 
 def test_a_deleted_file_holds_no_token(tokens, tmp_path):
     token = tokens.create("ann", "user")
-    assert tokens.authenticate(token) is not None
+    assert tokens.identify(token) is not None
     (tmp_path / "tokens.json").unlink()
-    assert tokens.authenticate(token) is None
+    assert tokens.identify(token) is None
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "a\u202eb"])
