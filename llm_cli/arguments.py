@@ -49,6 +49,7 @@ class Options(NamedTuple):
     port: int | None
     token: str | None
     token_file: str | None
+    tls_ca: str | None
     session_id: str | None
     resume_last: bool
     json: bool
@@ -96,6 +97,7 @@ def parse(argv: Sequence[str]) -> Options:
         port=given.port,
         token=given.token,
         token_file=given.token_file,
+        tls_ca=given.tls_ca,
         session_id=given.session,
         resume_last=given.resume_last,
         json=given.json,
@@ -133,11 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     session.add_argument("--temporary", action="store_true", help="delete the session and its text when leaving")
     server = parser.add_argument_group("server (default: the one that runs on this account)")
-    server.add_argument("--url", metavar="URL", help=f"e.g. http://127.0.0.1:{DEFAULT_PORT} or wss://host/v1/ws")
-    server.add_argument("--host", metavar="HOST", help="instead of --url")
+    server.add_argument("--url", metavar="URL", help=f"e.g. http://127.0.0.1:{DEFAULT_PORT} or https://host")
+    server.add_argument("--host", metavar="HOST", help="instead of --url; with --tls-ca over TLS")
     server.add_argument("--port", type=_port, metavar="PORT", help="instead of --url")
     server.add_argument("--token", metavar="TOKEN", help="other users of this machine can see it; prefer --token-file")
     server.add_argument("--token-file", metavar="FILE", help="a file that holds the token")
+    server.add_argument(
+        "--tls-ca", metavar="FILE", help="trust this authority's, or the server's own, certificate instead of the usual"
+    )
     server.add_argument(
         "--wait",
         type=_seconds,

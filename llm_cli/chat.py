@@ -131,6 +131,7 @@ class Chat:
         client = Client(
             self._target.url,
             self._target.token,
+            tls=self._target.tls,
             session_id=session_id,
             position=shown.position,
             when_taken_over="observe",

@@ -6,6 +6,7 @@ from typing import Final
 
 from llm_cli.render import clean_line
 from llmws.client import (
+    CertificateError,
     ClientError,
     ForbiddenError,
     GenerationError,
@@ -36,7 +37,7 @@ _HINTS: Final[dict[type[ClientError], str]] = {
 def status_of(error: ClientError) -> int:
     """The exit status that an error leads to."""
     match error:
-        case UnreachableError():
+        case UnreachableError() | CertificateError():
             return UNREACHABLE
         case UnauthorizedError() | ForbiddenError():
             return UNAUTHORIZED

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from socket import socket
 
@@ -17,7 +18,7 @@ from llm_cli.conversation import shown_of
 from llm_cli.render import clean_line
 from llm_cli.scribe import scribe
 from llm_cli.show import Shown
-from llmws.client import image_file
+from llmws.client import CertificateError, ReadableTokenWarning, image_file
 from llmws.client.images import MAX_IMAGES
 from llmws.client.requests import sampling
 from llmws.protocol.messages import Image, Sampling
@@ -47,6 +48,10 @@ def run(options: Options, prompt: str, *, is_interactive: bool) -> int:
         images = [image_file(path) for path in options.images]
     except ValueError as error:
         return _usage(str(error))
+    except CertificateError as error:
+        _say(exits.explain(error))
+        return exits.status_of(error)
+    _warn(server)
     try:
         with scribe(sys.stdout.encoding) as pieces:
             shown = shown_of(record)
@@ -92,6 +97,16 @@ async def _main(
     return await OneShot(options, server, prompt, config, shown, images=images, scribe=pieces).run()
 
 
+def _warn(server: target.Target) -> None:
+    if server.is_readable_on_the_way:
+        _say(f"the token can be read on its way to {server.url}; use https:// or wss://, or a tunnel")
+        warnings.simplefilter("ignore", ReadableTokenWarning)  # said once, in our own words
+
+
 def _usage(text: str) -> int:
-    print(f"llm: {clean_line(text)}", file=sys.stderr)
+    _say(text)
     return exits.USAGE
+
+
+def _say(text: str) -> None:
+    print(f"llm: {clean_line(text)}", file=sys.stderr)

@@ -57,6 +57,7 @@ class OneShot:
         client = Client(
             target.url,
             target.token,
+            tls=target.tls,
             session_id=options.session_id,
             position=shown.position,
             # Who is taken over for good cannot delete the session.

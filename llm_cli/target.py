@@ -1,25 +1,38 @@
-"""Which server to talk to, and with which token."""
+"""Which server to talk to, with which token, and by which certificate it is known."""
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from llm_cli.arguments import DEFAULT_PORT, Options
 from llm_cli.bookmark import Record
+from llmws.client import trusting
 from llmws.client.discovery import LocalServer, local_servers
-from llmws.client.link import websocket_url
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from llmws.client.link import is_loopback, is_readable_on_the_way, websocket_url
 
 
 class Target(NamedTuple):
-    """A server's address and the token for it; `is_discovered`: it was found on this account, not named by anybody."""
+    """A server.
+
+    Attributes:
+        url: its address.
+        token: for it; None where none is known.
+        is_discovered: whether it was found on this account, not named by anybody.
+        tls: which certificates are believed there; None for those of the machine's authorities.
+    """
 
     url: str
     token: str | None
     is_discovered: bool = False
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def is_readable_on_the_way(self) -> bool:
+        """Whether the token leaves this machine without TLS."""
+        return self.token is not None and is_readable_on_the_way(self.url)
 
 
 def choose(options: Options, record: Record | None) -> Target:
@@ -30,26 +43,32 @@ def choose(options: Options, record: Record | None) -> Target:
         record: the session's bookmark: where it was used last.
 
     Raises:
-        ValueError: that is no address, or the token file cannot be read.
+        ValueError: that is no address, or the file of a token or of a certificate cannot be read.
+        CertificateError: the certificate of this account's server cannot be read.
     """
     servers = local_servers()
     is_discovered = False
+    scheme = "ws" if options.tls_ca is None else "wss"
     if options.url is not None:
-        url = options.url
+        url = options.url if "://" in options.url else f"{scheme}://{options.url}"
     elif options.host is not None or options.port is not None:
-        url = _address(options.host or "127.0.0.1", options.port or DEFAULT_PORT)
+        url = _address(scheme, options.host or "127.0.0.1", options.port or DEFAULT_PORT)
     elif record is not None and not (servers and _has_moved(record, servers)):
         url, is_discovered = record.url, record.is_discovered
     elif servers:
         url, is_discovered = servers[0].ws_url, True
     else:
-        url = _address("127.0.0.1", DEFAULT_PORT)
+        url = _address(scheme, "127.0.0.1", DEFAULT_PORT)
     url = websocket_url(url)
-    return Target(url, _token(options, url, servers), is_discovered)
+    own = _own(url, servers)
+    if own is not None and (is_discovered or own.tls_cert is not None):
+        # Whether it speaks TLS only it knows; what somebody named with TLS never goes without.
+        url = urlsplit(url)._replace(scheme=urlsplit(own.ws_url).scheme).geturl()
+    return Target(url, _token(options, own), is_discovered, _tls(options, url, own))
 
 
-def _address(host: str, port: int) -> str:
-    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+def _address(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _has_moved(record: Record, servers: list[LocalServer]) -> bool:
@@ -60,18 +79,33 @@ def _has_moved(record: Record, servers: list[LocalServer]) -> bool:
     return record.is_discovered and urlsplit(record.url).port not in [server.port for server in servers]
 
 
-def _token(options: Options, url: str, servers: list[LocalServer]) -> str | None:
-    """The token given, else that of the server on this account which listens at `url`."""
+def _own(url: str, servers: list[LocalServer]) -> LocalServer | None:
+    """The server on this account which listens at `url`."""
+    if not is_loopback(url):
+        return None
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "wss" else 80)
+    return next((server for server in servers if server.port == port), None)
+
+
+def _token(options: Options, own: LocalServer | None) -> str | None:
+    """The token given, else that of this account's own server."""
     if options.token is not None:
         return options.token
-    if options.token_file is not None:
-        try:
-            return Path(options.token_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ValueError(f"{options.token_file}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{options.token_file} holds no token: it is not text") from None
-    parts = urlsplit(url)
-    if parts.hostname not in _LOOPBACK:
-        return None
-    return next((server.token() for server in servers if server.port == (parts.port or DEFAULT_PORT)), None)
+    if options.token_file is None:
+        return own.token() if own is not None else None
+    try:
+        return Path(options.token_file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"{options.token_file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{options.token_file} holds no token: it is not text") from None
+
+
+def _tls(options: Options, url: str, own: LocalServer | None) -> ssl.SSLContext | None:
+    """What the command line trusts, else the certificate of this account's own server."""
+    if options.tls_ca is None:
+        return own.tls() if own is not None else None
+    if not url.startswith("wss:"):
+        raise ValueError("--tls-ca is for a server with TLS: one that --url names with https:// or wss://")
+    return trusting(options.tls_ca)

@@ -10,10 +10,11 @@ async with Client("http://127.0.0.1:8765", token) as client:
 
 from llmws.client.answer import AnswerEvent, Completion, Reset
 from llmws.client.backoff import Backoff
-from llmws.client.client import Client
+from llmws.client.client import Client, ReadableTokenWarning
 from llmws.client.connection import Collectable, Connected, Disconnected, Notice
 from llmws.client.discovery import LocalServer, local_server, local_servers
 from llmws.client.errors import (
+    CertificateError,
     ClientError,
     ClosedError,
     ForbiddenError,
@@ -30,12 +31,14 @@ from llmws.client.errors import (
 )
 from llmws.client.generation import Generation
 from llmws.client.images import image, image_file
+from llmws.client.tls import trusting
 from llmws.client.tree import branch, question
 from llmws.protocol.messages import Done, Image, Log, Position, Queue, Start, Token
 
 __all__ = [
     "AnswerEvent",
     "Backoff",
+    "CertificateError",
     "Client",
     "ClientError",
     "ClosedError",
@@ -56,6 +59,7 @@ __all__ = [
     "Position",
     "ProtocolError",
     "Queue",
+    "ReadableTokenWarning",
     "RequestRejectedError",
     "Reset",
     "SessionLostError",
@@ -71,4 +75,5 @@ __all__ = [
     "local_server",
     "local_servers",
     "question",
+    "trusting",
 ]

@@ -5,6 +5,8 @@ Knows neither sockets nor positions. Invariant: every method that waits ends, wi
 
 from __future__ import annotations
 
+import ssl
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Literal, Self
@@ -20,11 +22,15 @@ from llmws.client.connection import Collectable, Connection, Notice
 from llmws.client.discovery import local_server
 from llmws.client.errors import ClientError, UnreachableError
 from llmws.client.generation import Generation
-from llmws.client.link import websocket_url
+from llmws.client.link import is_readable_on_the_way, websocket_url
 from llmws.client.questions import CALL_TIMEOUT_S, Questions, Reply
 from llmws.client.requests import SamplingValue
 from llmws.client.session import Session
 from llmws.protocol import messages as m
+
+
+class ReadableTokenWarning(UserWarning):
+    """A token is sent without TLS to another machine: whoever is on the way can read it, and use it."""
 
 
 class Client(Questions):
@@ -37,6 +43,8 @@ class Client(Questions):
     Args:
         url: the server's address; None for the server that this account runs on this machine.
         token: the bearer token; with `url` None that server's own.
+        tls: which certificates are believed at an `https` or `wss` address, as `trusting` makes it; None for those of
+            the machine's authorities, with `url` None for that server's own alone.
         session_id: an existing session; None for a new one.
         position: where to go on, from `Client.position` of an earlier client; None for everything unacknowledged.
         window: how many events the server may send ahead.
@@ -51,7 +59,12 @@ class Client(Questions):
 
     Raises:
         UnreachableError: `url` is None and no server of this account runs here.
-        ValueError: `url` is not an address, or `token` or `name` not valid Unicode.
+        CertificateError: the certificate of the server that runs here cannot be read.
+        ValueError: `url` is not an address, or not one with TLS although `tls` is given, or `token` or `name` not valid
+            Unicode.
+
+    Warns:
+        ReadableTokenWarning: the token will leave the machine unencrypted.
     """
 
     def __init__(
@@ -59,6 +72,7 @@ class Client(Questions):
         url: str | None = None,
         token: str | None = None,
         *,
+        tls: ssl.SSLContext | None = None,
         session_id: str | None = None,
         position: m.Position | None = None,
         window: int = 1024,
@@ -73,8 +87,13 @@ class Client(Questions):
         if url is None:
             if (server := local_server()) is None:
                 raise UnreachableError("no server of this account runs on this machine; give a URL")
-            url, token = server.ws_url, token or server.token()
+            url, token, tls = server.ws_url, token or server.token(), tls or server.tls()
         self.url = websocket_url(url)
+        if tls is not None and not self.url.startswith("wss:"):
+            raise ValueError(f"{url} is no address with TLS; such a one begins with https:// or wss://")
+        if token is not None and is_readable_on_the_way(self.url):
+            text = f"the token can be read on its way to {url}; use https:// or wss://, or a tunnel"
+            warnings.warn(text, ReadableTokenWarning, stacklevel=2)
         self._connect_timeout_s = connect_timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
         self._listen = listen or (lambda _notice: None)
@@ -87,6 +106,7 @@ class Client(Questions):
             self.url,
             token,
             self._session,
+            tls=tls,
             backoff=backoff or Backoff(),
             stays_as_observer=when_taken_over == "observe",
             receive=self._receive,

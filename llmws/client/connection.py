@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -53,6 +54,7 @@ class Connection:
     """A session's connection, through all its lives.
 
     Args:
+        tls: which certificates are believed at a `wss` URL; None for those of the machine's authorities.
         stays_as_observer: whether to attach as an observer once another client has taken the session over.
         receive: called with every message that is not about a request.
         listen: called with changes of the connection's state.
@@ -68,6 +70,7 @@ class Connection:
         token: str | None,
         session: Session,
         *,
+        tls: ssl.SSLContext | None,
         backoff: Backoff,
         stays_as_observer: bool,
         receive: Callable[[m.ServerMessage], None],
@@ -78,6 +81,7 @@ class Connection:
         self.failure: ClientError | None = None
         self._url = url
         self._token = token
+        self._tls = tls
         self._session = session
         self._backoff = backoff
         self._stays_as_observer = stays_as_observer
@@ -207,7 +211,7 @@ class Connection:
                     await asyncio.sleep(delay_s)
                     hello = self._session.hello(self._token)
                     try:
-                        link, welcome = await Link.open(self._url, hello)
+                        link, welcome = await Link.open(self._url, hello, tls=self._tls)
                     except LostError as lost:
                         reason = str(lost)
                         continue

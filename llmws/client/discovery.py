@@ -1,6 +1,6 @@
 """Finding the servers that this account runs on this machine.
 
-A server writes its ready object, `{"url", "ws_url", "port", "pid", "token_file"}`, to
+A server writes its ready object, `{"url", "ws_url", "port", "pid", "token_file", "tls_cert"}`, to
 `$XDG_STATE_HOME/llmws/servers/<port>.json`. Invariant: nothing is believed that another account could have written, and
 nothing whose process is gone.
 """
@@ -8,11 +8,14 @@ nothing whose process is gone.
 from __future__ import annotations
 
 import os
+import ssl
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+
+from llmws.client.tls import pinned
 
 
 class LocalServer(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +26,7 @@ class LocalServer(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     pid: int
     token_file: str | None = None
+    tls_cert: str | None = None
 
     def token(self) -> str | None:
         """The token in `token_file`; None when there is none that this account can read."""
@@ -32,6 +36,14 @@ class LocalServer(msgspec.Struct, frozen=True, kw_only=True):
             return Path(self.token_file).read_text(encoding="utf-8").strip() or None
         except (OSError, UnicodeDecodeError):
             return None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Believes this server's certificate and no other; None where it speaks without TLS.
+
+        Raises:
+            CertificateError: the certificate cannot be read.
+        """
+        return None if self.tls_cert is None else pinned(self.tls_cert)
 
 
 def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -53,7 +65,7 @@ def local_servers(environ: Mapping[str, str] = os.environ) -> list[LocalServer]:
                 if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
                     continue
                 server = msgspec.json.decode(file.read(64 * 1024), type=LocalServer)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         if _is_alive(server.pid):
             found.append((status.st_mtime, server))
@@ -70,6 +82,6 @@ def _is_alive(pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except OSError:
+    except (OSError, OverflowError):  # the latter for a number that no process id is
         return False
     return True

@@ -14,6 +14,10 @@ class UnreachableError(ClientError):
     """No server answered within the time allowed."""
 
 
+class CertificateError(ClientError):
+    """Whoever answers there has no certificate that makes it the server that was meant."""
+
+
 class ClosedError(ClientError):
     """The client, or the server in the normal way, closed the connection for good."""
 

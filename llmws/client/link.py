@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import ssl
@@ -19,7 +20,8 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidProxy, InvalidStatus
 
-from llmws.client.errors import ClientError, ProtocolError, UnauthorizedError, from_close
+from llmws.client import tls as trust
+from llmws.client.errors import CertificateError, ClientError, ProtocolError, UnauthorizedError, from_close
 from llmws.protocol import SUBPROTOCOL, decode_server, encode, is_final
 from llmws.protocol import messages as m
 
@@ -30,9 +32,10 @@ CLOSE_TIMEOUT_S: Final = 2.0
 MAX_FRAME_BYTES: Final = 32 * 2**20
 """Largest frame taken: a snapshot holds whole answers, a page of history 200 messages."""
 
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding a frame may raise; the last for one that is nested very deeply."""
+_TORN: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+"""What TLS makes of a connection that is lost in the middle of its handshake."""
 _TRANSIENT_STATUS: Final = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -74,6 +77,20 @@ def _is_host(name: str | None) -> bool:
     return ":" in name or all(0 < len(label.encode("idna")) < 64 for label in name.removesuffix(".").split("."))
 
 
+def is_loopback(url: str) -> bool:
+    """Whether what is sent to this URL stays on this machine."""
+    name = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def is_readable_on_the_way(url: str) -> bool:
+    """Whether others can read a token that is sent to this WebSocket URL: it leaves the machine, and without TLS."""
+    return urlsplit(url).scheme == "ws" and not is_loopback(url)
+
+
 class Link:
     """A connection whose hello was answered."""
 
@@ -81,14 +98,19 @@ class Link:
         self._socket = socket
 
     @classmethod
-    async def open(cls, url: str, hello: m.Hello) -> tuple[Link, m.Welcome]:
+    async def open(cls, url: str, hello: m.Hello, *, tls: ssl.SSLContext | None = None) -> tuple[Link, m.Welcome]:
         """Connects, says hello and waits for the welcome.
+
+        Args:
+            url: from `websocket_url`.
+            hello: the first message.
+            tls: which certificates are believed at a `wss` URL; None for those of the machine's authorities.
 
         Raises:
             LostError: it may work later.
             ClientError: it will not.
         """
-        link = cls(await _connect(url))
+        link = cls(await _connect(url, tls))
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
                 return link, await link._greet(hello)
@@ -164,22 +186,29 @@ def _is_session_id(text: str) -> bool:
         return False
 
 
-async def _connect(url: str) -> ClientConnection:
+async def _connect(url: str, tls: ssl.SSLContext | None) -> ClientConnection:
     try:
         return await connect(
             url,
             subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
             compression=None,
             # A token must not travel through a proxy on its way to this very machine.
-            proxy=None if urlsplit(url).hostname in _LOOPBACK else True,
+            proxy=None if is_loopback(url) else True,
+            ssl=(tls or True) if url.startswith("wss:") else None,
             open_timeout=OPEN_TIMEOUT_S,
             close_timeout=CLOSE_TIMEOUT_S,
             max_size=MAX_FRAME_BYTES,
         )
     except InvalidStatus as error:
         raise _refusal(url, error.response.status_code) from None
+    except ssl.SSLCertVerificationError as error:
+        is_pinned = tls is not None and not tls.check_hostname
+        raise CertificateError(f"{url}: {trust.refused(error, is_pinned=is_pinned)}") from None
+    except _TORN:
+        raise LostError("the connection was lost during the TLS handshake") from None
     except ssl.SSLError as error:
-        raise ProtocolError(f"{url}: TLS failed: {error}") from None
+        why = "no TLS there" if error.reason == "WRONG_VERSION_NUMBER" else f"TLS failed ({error.reason})"
+        raise ProtocolError(f"{url}: {why}") from None
     except InvalidMessage as error:
         if isinstance(error.__cause__, EOFError):
             raise LostError("the server closed the connection during the upgrade") from None

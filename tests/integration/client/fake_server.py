@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
 from typing import Any, Self
 from uuid import uuid4
 
@@ -105,10 +106,12 @@ class FakeServer:
         unknown: messages that are answered as an older server would, by `type`.
         received: every message that came, oldest first.
         close_codes: what attached connections ended with, oldest first.
+        tls: what it serves with; None without TLS.
     """
 
-    def __init__(self, answers: dict[str, tuple[str, ...]] | None = None) -> None:
+    def __init__(self, answers: dict[str, tuple[str, ...]] | None = None, *, tls: ssl.SSLContext | None = None) -> None:
         self.answers = answers or {}
+        self.tls = tls
         self.token: str | None = None
         self.model: str | None = "scripted"
         self.held = False
@@ -132,12 +135,12 @@ class FakeServer:
         self.close_codes: list[int | None] = []
         self._released = asyncio.Semaphore(0)
         self._server: Server | None = None
-        self._port = 0
+        self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self._port}/v1/ws"
+        return f"{'ws' if self.tls is None else 'wss'}://127.0.0.1:{self.port}/v1/ws"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -148,8 +151,10 @@ class FakeServer:
 
     async def start(self) -> None:
         """Listens; a second start takes the same port, in a later epoch, and goes on with what is unfinished."""
-        self._server = await serve(self._handle, "127.0.0.1", self._port, subprotocols=[SUBPROTOCOL], compression=None)
-        self._port = next(iter(self._server.sockets)).getsockname()[1]
+        self._server = await serve(
+            self._handle, "127.0.0.1", self.port, ssl=self.tls, subprotocols=[SUBPROTOCOL], compression=None
+        )
+        self.port = next(iter(self._server.sockets)).getsockname()[1]
         for session in self.sessions.values():
             if session.open:
                 self._spawn(self._run(session))

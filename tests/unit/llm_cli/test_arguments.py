@@ -20,7 +20,7 @@ def test_nothing_said_is_nothing_chosen():
 def test_every_flag():
     line = """hi --url http://h -m M -s S --json --session 00000000-0000-4000-8000-00000000000A --token T --token-file F
         --wait 9 --max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 3 --min-p 0.1 --repetition-penalty 1.1 --seed 7
-        --stop a --stop b --image a.png --image b.jpg"""
+        --stop a --stop b --image a.png --image b.jpg --tls-ca C"""
     options = parse(line.split())
     assert options._asdict() == {
         "prompt": "hi",
@@ -29,6 +29,7 @@ def test_every_flag():
         "port": None,
         "token": "T",
         "token_file": "F",
+        "tls_ca": "C",
         "session_id": "00000000-0000-4000-8000-00000000000a",
         "resume_last": False,
         "json": True,

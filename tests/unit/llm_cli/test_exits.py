@@ -4,6 +4,7 @@ import pytest
 
 from llm_cli.exits import explain, status_of
 from llmws.client import (
+    CertificateError,
     ClosedError,
     ForbiddenError,
     GenerationError,
@@ -31,6 +32,7 @@ def refused(code: str) -> m.Error:
         (TakenOverError(), 1),
         (NoReplyError(), 1),
         (UnreachableError(), 3),
+        (CertificateError(), 3),
         (UnauthorizedError(), 4),
         (ForbiddenError(), 4),
         (RequestRejectedError(refused("forbidden")), 4),

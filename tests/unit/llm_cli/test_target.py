@@ -2,12 +2,14 @@
 
 import json
 import os
+import ssl
 
 import pytest
 
 from llm_cli.arguments import parse
 from llm_cli.bookmark import Record
 from llm_cli.target import Target, choose
+from tests.support.certificates import Authority
 
 
 def found(url: str) -> Record:
@@ -22,10 +24,25 @@ def local(tmp_path, monkeypatch):
     folder = tmp_path / "llmws" / "servers"
     folder.mkdir(parents=True)
     (tmp_path / "token").write_text("mine\n")
-    path = folder / "9000.json"
-    ready = {"url": "", "ws_url": "ws://127.0.0.1:9000/v1/ws", "port": 9000, "pid": os.getpid()}
-    path.write_text(json.dumps(ready | {"token_file": str(tmp_path / "token")}))
+    announce(tmp_path, port=9000)
+
+
+def announce(place, *, port, scheme="ws", tls_cert=None):
+    path = place / "llmws" / "servers" / f"{port}.json"
+    ready = {"url": "", "ws_url": f"{scheme}://127.0.0.1:{port}/v1/ws", "port": port, "pid": os.getpid()}
+    path.write_text(json.dumps(ready | {"token_file": str(place / "token"), "tls_cert": tls_cert}))
     path.chmod(0o600)
+
+
+@pytest.fixture
+def local_tls(local, tmp_path):
+    """The same server with TLS."""
+    announce(tmp_path, port=9000, scheme="wss", tls_cert=str(Authority(tmp_path).issue("llm.example")))
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path).file
 
 
 @pytest.mark.parametrize(
@@ -88,3 +105,89 @@ def test_a_token_file_that_cannot_be_read_is_said_plainly(local, tmp_path):
 def test_what_is_no_address_is_said(local, argv):
     with pytest.raises(ValueError, match="is not the address of a server"):
         choose(parse(argv), None)
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+def test_a_url_without_a_port_is_its_schemes_and_not_the_servers_usual_one(local, tmp_path, scheme, port):
+    announce(tmp_path, port=8765)
+    assert choose(parse(["--url", f"{scheme}://localhost"]), None).token is None
+    announce(tmp_path, port=port)
+    assert choose(parse(["--url", f"{scheme}://localhost"]), None).token == "mine"
+
+
+@pytest.mark.parametrize(
+    ("argv", "record"),
+    [
+        ([], None),
+        (["--port", "9000"], None),
+        (["--url", "127.0.0.1:9000"], None),
+        (["--url", "http://127.0.0.1:9000"], None),
+        ([], found("ws://127.0.0.1:9000/v1/ws")),
+        ([], found("wss://127.0.0.1:9000/v1/ws")),
+        ([], found("ws://127.0.0.1:9001/v1/ws")),
+        ([], Record(session_id="s", url="wss://127.0.0.1:9000/v1/ws")),
+    ],
+)
+def test_this_accounts_server_is_talked_to_as_it_says(local_tls, argv, record):
+    """By TLS, and known by its certificate and not by a name, however one came to it."""
+    target = choose(parse(argv), record)
+    assert (target.url, target.token) == ("wss://127.0.0.1:9000/v1/ws", "mine")
+    assert (target.tls.check_hostname, target.tls.verify_mode) == (False, ssl.CERT_REQUIRED)
+
+
+def test_a_server_that_was_found_with_tls_and_has_none_any_more_is_talked_to_without(local):
+    assert choose(parse([]), found("wss://127.0.0.1:9000/v1/ws")) == Target("ws://127.0.0.1:9000/v1/ws", "mine", True)
+
+
+def test_what_was_named_with_tls_never_goes_without(local):
+    assert choose(parse(["--url", "https://localhost:9000"]), None).url == "wss://localhost:9000/v1/ws"
+
+
+@pytest.mark.parametrize(
+    ("argv", "url"),
+    [
+        (["--url", "https://far"], "wss://far/v1/ws"),
+        (["--url", "far:9000"], "wss://far:9000/v1/ws"),
+        (["--host", "far"], "wss://far:8765/v1/ws"),
+        (["--host", "::1"], "wss://[::1]:8765/v1/ws"),
+    ],
+)
+def test_an_authority_is_trusted_for_a_server_with_tls_and_for_its_name(local, authority, argv, url):
+    target = choose(parse([*argv, "--tls-ca", str(authority)]), None)
+    assert (target.url, target.tls.check_hostname, target.tls.verify_mode) == (url, True, ssl.CERT_REQUIRED)
+    assert len(target.tls.get_ca_certs()) == 1
+
+
+def test_the_authority_that_was_named_goes_before_the_certificate_of_this_accounts_server(local_tls, authority):
+    assert choose(parse(["--tls-ca", str(authority)]), None).tls.check_hostname
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--url", "http://far"], "--tls-ca is for a server with TLS"),
+        ([], "--tls-ca is for a server with TLS"),
+        (["--url", "https://far", "--tls-ca", "/nowhere"], "^/nowhere: No such file or directory$"),
+        (["--url", "https://far", "--tls-ca", __file__], "holds no certificate in PEM form"),
+    ],
+)
+def test_an_authority_that_cannot_be_used_is_said(local, authority, argv, message):
+    with pytest.raises(ValueError, match=message):
+        choose(parse(["--tls-ca", str(authority), *argv]), None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "is_readable"),
+    [
+        (["--url", "ws://far", "--token", "t"], True),
+        (["--url", "http://192.0.2.1:8765", "--token", "t"], True),
+        (["--url", "wss://far", "--token", "t"], False),
+        (["--url", "ws://far"], False),
+        (["--url", "ws://127.0.0.2", "--token", "t"], False),
+        (["--url", "ws://[::1]", "--token", "t"], False),
+        (["--url", "ws://localhost:9000"], False),
+        (["--url", "ws://localhost.far", "--token", "t"], True),
+    ],
+)
+def test_a_token_that_others_can_read_on_its_way_is_known_as_such(local, argv, is_readable):
+    assert choose(parse(argv), None).is_readable_on_the_way == is_readable
