@@ -220,6 +220,8 @@ def override(config: Config, changes: Mapping[str, Mapping[str, object]]) -> Con
         return msgspec.convert(data, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(_readable(str(error))) from None
+    except UnicodeEncodeError:
+        raise ConfigError("not text in UTF-8") from None
 
 
 def environment_names() -> dict[str, tuple[str, str]]:

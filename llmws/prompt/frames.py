@@ -37,6 +37,10 @@ decode_job = msgspec.msgpack.Decoder(PromptJob).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 
+UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
+"""What decoding a frame's body may raise; the last for one that is nested very deeply."""
+
+
 class FrameError(Exception):
     """The other side announced a frame that is larger than may come."""
 

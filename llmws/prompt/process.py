@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from llmws.engine_api import PromptFailed, PromptJob
-from llmws.prompt.frames import Answer, FrameError, Line, decode_answer
+from llmws.prompt.frames import UNREADABLE, Answer, FrameError, Line, decode_answer
 from llmws.prompt.limits import MAX_JOB_BYTES, Limits
 from llmws.protocol import ErrorCode
 
@@ -124,7 +124,7 @@ class PromptProcess:
             return _checked(decode_answer(reply), job)
         except TimeoutError:
             raise BrokenOffError(f"took more than {time_s:.3g} s") from None
-        except (FrameError, msgspec.DecodeError, ValueError):
+        except (FrameError, *UNREADABLE):
             raise BrokenOffError("gave an answer that makes no sense") from None
         except EOFError:
             raise (BrokenOffError if has_begun else NotBegunError)(self._ending()) from None

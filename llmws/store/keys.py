@@ -222,7 +222,8 @@ def _parse(path: Path, text: str) -> dict[int, bytes]:
             key = base64.b64decode(encoded, validate=True)
         except binascii.Error:
             key = b""
-        if not kid.isdecimal() or not 0 < int(kid) < 2**32 or len(key) != KEY_BYTES:
+        # The length comes first: Python refuses to read very long numbers, and says so with an error of its own.
+        if not kid.isdecimal() or len(kid) > 10 or not 0 < int(kid) < 2**32 or len(key) != KEY_BYTES:
             raise ConfigError(f"{path}, line {number}: expected `<number> <base64 of 32 bytes>`")
         if int(kid) in keys:
             raise ConfigError(f"{path}, line {number}: key {int(kid)} is there twice")

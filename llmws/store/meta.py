@@ -168,7 +168,7 @@ def named_kids(data: bytes) -> set[int]:
     kids = {int(form[1])}
     try:
         body = _BODY.decode(form[3])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return kids
     kids.update(segment.kid for segment in (*body.buffer.segments, *body.conversation.segments))
     return kids | ({body.ledger_kid} if body.ledger_kid else set())

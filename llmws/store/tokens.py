@@ -101,7 +101,7 @@ class TokenFile:
             # Before the hash: a crash between the two leaves a token that is worth nothing, not one that nobody knows.
             self._write(path, f"{token}\n".encode())
             self._add(entry)
-        return path if path.exists() and self.identify(path.read_text().strip()) else None
+        return path if path.exists() and self.identify(path.read_text("utf-8", "replace").strip()) else None
 
     def list(self) -> tuple[TokenEntry, ...]:
         """All tokens, oldest first. Raises ConfigError where the file cannot be read."""
