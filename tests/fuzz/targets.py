@@ -1,0 +1,12 @@
+"""All targets."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.fuzz.models import MODELS
+from tests.fuzz.stored import STORED
+from tests.fuzz.target import Target
+from tests.fuzz.wire import WIRE
+
+TARGETS: Final[dict[str, Target]] = {each.name: each for each in (*WIRE, *STORED, *MODELS)}
