@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,11 +94,13 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="folder of sessions, keys and tokens")
 
 
-def _configuration(options: argparse.Namespace) -> tuple[Config, Places]:
+def _configuration(
+    options: argparse.Namespace, changes: Mapping[str, Mapping[str, object]] | None = None
+) -> tuple[Config, Places]:
     from llmws import config, places  # noqa: PLC0415
 
     path = (options.config or places.default_config_path()).absolute()
-    loaded = config.load(path)
+    loaded = config.override(config.load(path), changes or {})
     located = places.locate(
         loaded,
         path.parent,
@@ -109,10 +111,7 @@ def _configuration(options: argparse.Namespace) -> tuple[Config, Places]:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from llmws.config import override  # noqa: PLC0415
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    loaded, located = _configuration(options)
     changes: dict[str, dict[str, object]] = {"server": {}, "model": {}, "auth": {}}
     if options.host is not None:
         changes["server"]["host"] = options.host
@@ -128,7 +127,7 @@ def _serve(options: argparse.Namespace) -> int:
         changes["model"]["name"] = options.model
     if options.no_auth:
         changes["auth"]["required"] = False
-    loaded = override(loaded, changes)
+    loaded, located = _configuration(options, changes)
     from llmws.app import serve  # noqa: PLC0415 - uvicorn and the store
 
     serve(loaded, located, ready_file=options.ready_file)

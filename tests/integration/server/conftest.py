@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 
 import pytest
@@ -21,10 +22,13 @@ async def serve() -> AsyncIterator[Serve]:
     running: list[Running] = []
 
     async def start(
-        *, server: ServerSection | None = None, limits: LimitsSection | None = None, auth: bool = True
+        *,
+        server: ServerSection | None = None,
+        limits: LimitsSection | None = None,
+        auth: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> Running:
         sessions = EchoSessions()
-
         credentials = FixedCredentials({TOKEN if auth else None: Identity("local", "admin", "first")})
         door = listen.Server(
             listener=listen.bind("127.0.0.1", 0),
@@ -32,6 +36,7 @@ async def serve() -> AsyncIterator[Serve]:
             credentials=credentials,
             server=server or ServerSection(),
             limits=limits or LimitsSection(),
+            tls=tls,
         )
         task = asyncio.create_task(door.run())
         async with asyncio.timeout(TIMEOUT_S):
