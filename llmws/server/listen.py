@@ -115,24 +115,7 @@ class Server:
         self._entrance = Entrance(
             sessions=sessions, credentials=credentials, server=server, limits=limits, port=self.port, clock=clock
         )
-        self._uvicorn = _Uvicorn(
-            uvicorn.Config(
-                create_app(self._entrance),
-                http=functools.partial(accept, self._entrance, tls),  # type: ignore[arg-type]
-                ws=functools.partial(WebSocketProtocol, self._entrance),  # type: ignore[arg-type]
-                interface="asgi3",
-                lifespan="off",
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                backlog=BACKLOG,
-                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-                timeout_graceful_shutdown=int(STOP_TIMEOUT_S) + 1,
-            ),
-            self.started,
-        )
+        self._uvicorn = _Uvicorn(configure(self._entrance, tls), self.started)
 
     @property
     def connections(self) -> int:
@@ -171,6 +154,25 @@ class Server:
         """Closes every WebSocket with 1012 and ends `run` within about three seconds."""
         self._entrance.draining = True
         self._uvicorn.should_exit = True
+
+
+def configure(entrance: Entrance, tls: ssl.SSLContext | None) -> uvicorn.Config:
+    """What uvicorn is told: our two protocols, the application, and to be silent."""
+    return uvicorn.Config(
+        create_app(entrance),
+        http=functools.partial(accept, entrance, tls),  # type: ignore[arg-type]
+        ws=functools.partial(WebSocketProtocol, entrance),  # type: ignore[arg-type]
+        interface="asgi3",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_graceful_shutdown=int(STOP_TIMEOUT_S) + 1,
+    )
 
 
 def accept(
