@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -27,6 +28,7 @@ async def serve() -> AsyncIterator[Serve]:
         limits: LimitsSection | None = None,
         auth: bool = True,
         tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> Running:
         sessions = EchoSessions()
         credentials = FixedCredentials({TOKEN if auth else None: Identity("local", "admin", "first")})
@@ -37,6 +39,7 @@ async def serve() -> AsyncIterator[Serve]:
             server=server or ServerSection(),
             limits=limits or LimitsSection(),
             tls=tls,
+            clock=clock,
         )
         task = asyncio.create_task(door.run())
         async with asyncio.timeout(TIMEOUT_S):
