@@ -70,6 +70,11 @@ def locate(
     return Places(state_dir, models_dir.absolute(), state_dir / "models", bundled_dir, key_file, tls_cert, tls_key)
 
 
+def page_path() -> Path:
+    """Where the web page lies."""
+    return _CHECKOUT / "web" / "llmws.html" if _CHECKOUT else _PACKAGE / "data" / "llmws.html"
+
+
 def ready_objects_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """Where running servers leave word of themselves for clients of the same account."""
     return _xdg(environ, "XDG_STATE_HOME", ".local/state") / "servers"

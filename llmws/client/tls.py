@@ -13,6 +13,7 @@ from typing import Final
 
 from llmws.client.errors import CertificateError
 
+_NAMED: Final = "this account's server names {} as its certificate"
 _CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 
 _NOT_YET_VALID, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
@@ -68,10 +69,10 @@ def pinned(certificate_file: str | Path) -> ssl.SSLContext:
         # The first one alone: without a name to check, an authority behind it would vouch for all of its customers.
         found = _CERTIFICATE.search(Path(certificate_file).read_text(encoding="ascii", errors="replace"))
         context.load_verify_locations(cadata=found.group() if found else "")
-    except (OSError, ValueError) as error:
-        is_unreadable = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
-        why = error.strerror if is_unreadable else "it is no certificate in PEM form"
-        raise CertificateError(f"this account's server names {certificate_file} as its certificate: {why}") from None
+    except (ssl.SSLError, ValueError):
+        raise CertificateError(f"{_NAMED.format(certificate_file)}: it is no certificate in PEM form") from None
+    except OSError as error:
+        raise CertificateError(f"{_NAMED.format(certificate_file)}: {error.strerror}") from None
     return context
 
 

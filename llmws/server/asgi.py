@@ -25,9 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmws.access import HTTP_ROUTES, Access, permits
 from llmws.errors import LlmwsError
+from llmws.places import page_path
 from llmws.server.auth import Denied, credential
 from llmws.server.entrance import Entrance
 from llmws.server.head import Caller, Head
+from llmws.server.page import load_page
 
 _log = logging.getLogger(__name__)
 
@@ -45,21 +47,6 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = {
     "cache-control": "no-store",
 }
 
-FRONT_PAGE: Final = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>llmws</title></head>
-<body>
-<h1>llmws is running</h1>
-<p>This version has no web page yet; it comes in a later one. Until then:</p>
-<ul>
-<li>in a terminal, <code>llm</code> (or <code>llmws chat</code>) opens a chat;</li>
-<li>programs connect a WebSocket to <code>/v1/ws</code> at this address; PROTOCOL.md describes the messages;</li>
-<li><code>/readyz</code> says whether a model is loaded.</li>
-</ul>
-</body>
-</html>
-"""
-
 
 def create_app(entrance: Entrance) -> ASGIApp:
     """The application that uvicorn serves for everything but WebSockets."""
@@ -69,9 +56,10 @@ def create_app(entrance: Entrance) -> ASGIApp:
 
 def create_routes(entrance: Entrance) -> list[Route]:
     """The routes; each has its role in `access.HTTP_ROUTES`."""
+    page = load_page(page_path())
 
     async def front_page(_: Request) -> Response:
-        return HTMLResponse(FRONT_PAGE)
+        return HTMLResponse(page.html, headers={"content-security-policy": page.policy})
 
     async def alive(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -143,7 +131,9 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         head = Head.of(Headers(scope=scope).getlist)

@@ -10,9 +10,11 @@ from starlette.types import ASGIApp, Message
 
 from llmws.access import HTTP_ROUTES, Access, Identity
 from llmws.config import LimitsSection, ServerSection
+from llmws.places import page_path
 from llmws.protocol import messages as m
 from llmws.server.asgi import SECURITY_HEADERS, Guard, create_app, create_routes
 from llmws.server.entrance import Entrance
+from llmws.server.page import load_page
 from llmws.server.ports import Sink
 from tests.support.credentials import FixedCredentials
 
@@ -153,7 +155,17 @@ async def test_while_draining_only_the_process_itself_is_well() -> None:
     assert statuses == {"/": 503, "/healthz": 200, "/health": 200, "/readyz": 503}
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/nope", "/%2e%2e/etc/passwd"])
+async def test_the_page_may_run_its_own_script_and_is_as_strict_in_all_else() -> None:
+    _, answer, html = await get(create_app(new_entrance()), "/")
+    page = load_page(page_path())
+    assert html == page.html
+    assert {name: answer[name] for name in SECURITY_HEADERS} == {
+        **SECURITY_HEADERS,
+        "content-security-policy": page.policy,
+    }
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/nope", "/%2e%2e/etc/passwd"])
 async def test_every_answer_forbids_the_browser_everything(path: str) -> None:
     _, answer, _ = await get(create_app(new_entrance()), path)
     assert {name: answer[name] for name in SECURITY_HEADERS} == dict(SECURITY_HEADERS)
