@@ -51,3 +51,8 @@ class StorageError(LlmwsError):
     """The session log cannot be written or read."""
 
     code = ErrorCode.STORAGE_FAILED
+
+
+def printable(text: str) -> str:
+    """The text with everything that a terminal or a log reader would act on written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -7,6 +7,7 @@ folder that cannot be used raises `ModelInvalidError` that names the file, whate
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -72,8 +73,9 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        value = msgspec.json.decode(read(path, MAX_CONFIG_BYTES))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Not msgspec: transformers reads these files by this, and some of them say Infinity.
+        value = json.loads(read(path, MAX_CONFIG_BYTES).decode())
+    except (ValueError, RecursionError):
         raise broken(path, "not valid JSON") from None
     if not isinstance(value, dict):
         raise broken(path, "not a JSON object")

@@ -20,9 +20,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from llmws.catalog.inspection import GGUF, GGUF_REASON, examine
-from llmws.catalog.names import ModelName, printable
+from llmws.catalog.names import ModelName
 from llmws.engine_api import ModelRef
-from llmws.errors import BadRequestError, ModelInvalidError, ModelNotFoundError, StorageError
+from llmws.errors import BadRequestError, ModelInvalidError, ModelNotFoundError, StorageError, printable
 
 _STAGING: Final = ".deleting-"
 _log = logging.getLogger(__name__)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from llmws.catalog.names import printable
 from llmws.engine_api import ModelRef
-from llmws.errors import ModelNotFoundError
+from llmws.errors import ModelNotFoundError, printable
 
 GUIDE: Final = "llmws-guide"
 """The small model that comes with llmws."""

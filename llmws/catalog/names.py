@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from llmws.errors import BadRequestError
+from llmws.errors import BadRequestError, printable
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Devices, not files, on Windows, where a models folder may lie on a shared disk; with any extension too.
@@ -37,8 +37,3 @@ class ModelName(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return self.text
-
-
-def printable(text: str) -> str:
-    """The text with everything that a terminal or a log reader would act on written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

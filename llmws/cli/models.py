@@ -119,10 +119,10 @@ def _list(options: argparse.Namespace, config: Config, places: Places) -> int:
 
 def _estimate(options: argparse.Namespace, config: Config, places: Places) -> int:
     from llmws.catalog.catalog import refusal  # noqa: PLC0415 - `--help` stays free of imports
-    from llmws.catalog.inspection import check_config  # noqa: PLC0415
     from llmws.config import override  # noqa: PLC0415
     from llmws.engine.local import import_transformers  # noqa: PLC0415
     from llmws.errors import ModelInvalidError  # noqa: PLC0415
+    from llmws.model_config import check_config  # noqa: PLC0415
 
     folder = _folder(options.model, places)
     if folder is None:
@@ -131,7 +131,7 @@ def _estimate(options: argparse.Namespace, config: Config, places: Places) -> in
     if options.dtype is not None:
         config = override(config, {"optimization": {"dtype": options.dtype}})
     try:
-        check_config(folder / "config.json")
+        check_config(folder)
         import_transformers(config.optimization)
         from llmws.engine.forecast import forecast  # noqa: PLC0415 - imports torch
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from llmws.engine.weights import header, weight_files
 from llmws.errors import ModelInvalidError
 from llmws.tokenizer_files import PROCESSORS
+from llmws.weight_files import header, weight_files
 
 _SAMPLE_BLOCKS = 16
 _SAMPLE_BLOCK_BYTES = 4096

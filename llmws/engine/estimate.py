@@ -22,8 +22,8 @@ from llmws.engine.measure import whole_config
 from llmws.engine.reading import auto_class, blamed_on_files, read_config
 from llmws.engine.selfcheck import unsuited
 from llmws.engine.vision import has_processor
-from llmws.engine.weights import weight_files, weights_bytes
 from llmws.errors import ModelInvalidError
+from llmws.weight_files import weight_files, weights_bytes
 
 MAX_RUNNING = {"cpu": 32, "cuda": 256}
 """Streams of the fast tier at once, at most, unless the operator sets a number."""

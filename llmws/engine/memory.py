@@ -238,7 +238,7 @@ def text_config(config: Config) -> Config:
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 _STATE = ("state_size", "mamba_d_state", "ssm_state_size")
 _KERNEL = ("conv_kernel", "mamba_d_conv")
@@ -319,7 +319,7 @@ def _layer(config: Config, kind: str) -> Layer:
 def _kinds(config: Config) -> list[str]:
     """The kind of each layer: as the configuration lists them, else as transformers derives them."""
     listed = config.get("layer_types") or config.get("layers_block_type")
-    kinds = list(listed) if listed else [_derived_kind(config, i) for i in range(_number(config, *LAYERS))]
+    kinds = list(listed) if listed else [_derived_kind(config, i) for i in range(_number(config, *_LAYERS))]
     shared = min(_number(config, "num_kv_shared_layers", default=0), len(kinds))
     return kinds[: len(kinds) - shared] + ["dummy"] * shared
 

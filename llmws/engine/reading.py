@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,21 +17,17 @@ import torch
 import transformers
 from transformers.utils.logging import set_tqdm_hook
 
-from llmws.engine import memory
+from llmws import model_config
 from llmws.engine.network import Network, device_errors
 from llmws.engine.runner import DeviceLostError, Progress, StoppedError
 from llmws.engine.vision import has_processor
-from llmws.engine.weights import tensor_bytes
 from llmws.errors import LlmwsError, ModelInvalidError
-from llmws.tokenizer_files import MAX_CONFIG_BYTES, read
+from llmws.weight_files import tensor_bytes
 
 log = logging.getLogger(__name__)
 
 _REPORT_BYTES = 2**24
 """Weights between two reports of progress, at least."""
-
-MAX_LAYERS = 4096
-"""A network is built layer by layer, even to count its weights."""
 
 _MOST_SAID = 300
 """Characters of an error of transformers that are told."""
@@ -56,35 +51,12 @@ def check_config(folder: Path) -> None:
     Raises:
         ModelInvalidError: and why.
     """
-    try:
-        config = json.loads(read(folder / "config.json", MAX_CONFIG_BYTES), object_hook=_checked)
-        model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        model_type = None
-    if not isinstance(model_type, str):
-        raise ModelInvalidError("there is no config.json that names a model_type")
+    model_type = model_config.check_config(folder)
     if model_type not in transformers.CONFIG_MAPPING:
-        why = "it needs code of its own, which is never run" if "auto_map" in config else "its type is not known"
-        raise ModelInvalidError(f"transformers {transformers.__version__} has no model type {model_type!r}: {why}")
+        raise ModelInvalidError(f"transformers {transformers.__version__} does not know the model type {model_type!r}")
     config_class = transformers.CONFIG_MAPPING[model_type]
     if not any(config_class in each for each in _MAPPINGS):
         raise ModelInvalidError(f"models of type {model_type!r} are not causal language models")
-    if (folder / "adapter_config.json").exists():
-        raise ModelInvalidError("it is an adapter for another model (adapter_config.json); merge the two first")
-
-
-def _checked(part: dict[str, Any]) -> dict[str, Any]:
-    """A part of a configuration, unless it makes transformers read files that were not checked, or build for ever."""
-    for key in ("configuration_files", "transformers_weights"):
-        if key in part:
-            raise ModelInvalidError(f"config.json names other files to read ({key})")
-    for key in memory.LAYERS:
-        if isinstance(layers := part.get(key), int | float) and layers > MAX_LAYERS:
-            raise ModelInvalidError(f"config.json asks for more than {MAX_LAYERS} layers ({key})")
-    if (quantised := part.get("quantization_config")) is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-        raise ModelInvalidError(f"its weights are quantised ({method}), which this version does not read")
-    return part
 
 
 @contextlib.contextmanager

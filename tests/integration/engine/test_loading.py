@@ -84,16 +84,16 @@ def cut_short(folder):
 
 
 DAMAGES = {
-    "pickle": (drop_weights, ErrorCode.MODEL_FAILED, "pickled weights are never read"),
+    "pickle": (drop_weights, ErrorCode.MODEL_FAILED, "its weights are pickles, which can run code"),
     "unknown": (
         lambda f: edit_config(f, model_type="llama-9"),
         ErrorCode.MODEL_FAILED,
-        "'llama-9': its type is not known",
+        "does not know the model type 'llama-9'",
     ),
     "remote code": (
         lambda f: edit_config(f, model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Evil"}),
         ErrorCode.MODEL_FAILED,
-        "needs code of its own, which is never run",
+        "config.json asks for custom code (auto_map)",
     ),
     "no language model": (
         lambda f: edit_config(f, model_type="vit"),
@@ -103,12 +103,12 @@ DAMAGES = {
     "no config": (
         lambda f: (Path(f) / "config.json").unlink(),
         ErrorCode.MODEL_FAILED,
-        "the model's config.json cannot",
+        "it has no config.json",
     ),
     "a huge config": (
         lambda f: (Path(f) / "config.json").write_text(" " * (4 * 2**20 + 1)),
         ErrorCode.MODEL_FAILED,
-        "the model's config.json cannot be used: larger than 4194304 bytes",
+        "config.json is larger than 4194304 bytes",
     ),
     "no tokenizer": (
         lambda f: (Path(f) / "tokenizer.json").unlink(),
@@ -175,17 +175,6 @@ def test_a_damaged_model_is_refused_and_the_old_one_serves_on(damage, copy, ear,
     assert copy.location not in failed.message
     assert len(ear.answer("after")[0].ids) == 3
     ear.heard = [ModelLoaded(info=info)]
-
-
-def test_code_in_the_folder_is_never_run(copy, ear, serve, tmp_path):
-    """Even for a known type: `auto_map` names a file that would leave a mark."""
-    serve("qwen3")
-    mark = tmp_path / "mark"
-    (Path(copy.location) / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nEvil = object\n")
-    edit_config(copy.location, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
-
-    assert isinstance(ear.load(copy), ModelLoaded)
-    assert not mark.exists()
 
 
 def test_progress_is_told_in_bytes_up_to_all_of_them(copy, ear, serve):

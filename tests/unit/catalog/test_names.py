@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmws.catalog import ModelName
-from llmws.catalog.names import printable
-from llmws.errors import BadRequestError
+from llmws.errors import BadRequestError, printable
 from tests.support.hostile_names import HOSTILE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_without_a_template_the_contents_stand_one_after_another(tmp_path: Path)
         ({"vocab_size": 50}, 50),
         ({"vocab_size": None, "text_config": {"vocab_size": 70}}, 70),
         ({"vocab_size": "x"}, folders.byte_level().get_vocab_size()),
+        ({"vocab_size": 50, "time_step_limit": [0.0, math.inf]}, 50),
     ],
 )
 def test_the_vocabulary_is_as_large_as_the_configuration_says(

@@ -1,0 +1,133 @@
+"""What a model's `config.json` may say: the one rule that scans, estimates and loads go by.
+
+Knows neither transformers nor torch. Invariant: a configuration that passes makes transformers run no code but its own,
+read no file but those that are checked, reach for no other repository, and build nothing without end.
+
+The keys of configurations are an open set: every family has its own, and new ones come each month. So the rule is not
+over all keys, but over those that transformers acts on whatever the family is:
+
+- keys that begin with `_`, the inside of its objects: only those of a list, with plain values;
+- keys that name code, files or repositories: none, but for the names of attention that comes with it;
+- counts of what is built piece by piece: up to a bound;
+- the values: JSON as Python reads it, every key once. A value is never called, so that is data.
+
+Whether transformers knows the model type is left to the engine, which has it loaded anyway: the list of types cannot be
+imported without torch, which is four seconds for somebody who only wants a list of folders.
+
+Source: the keys by which a configuration ran code in spite of `trust_remote_code=False` (transformers CVE-2026-4372 and
+CVE-2026-5241, vLLM CVE-2026-22807), and what transformers 5 reads of a configuration outside of its families' code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from llmws.errors import ModelInvalidError, printable
+from llmws.tokenizer_files import MAX_CONFIG_BYTES
+
+CONFIG: Final = "config.json"
+_ADAPTER: Final = "adapter_config.json"
+
+MAX_PARTS: Final = 4096
+"""Layers, experts or labels. A network is built layer by layer even to count its weights, and each label is a text."""
+
+_MODEL_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_BUILT_IN_IMPLEMENTATION: Final = re.compile(r"[a-z0-9_]{1,64}")
+_COUNT: Final = re.compile(r"_?num_(.*_)?labels|(.*_)?(layers?|blocks?|depth|experts)")
+_CODE: Final = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code"})
+_FILES: Final = frozenset({"configuration_files", "transformers_weights"})
+_MACHINERY: Final = frozenset({"distributed_config", "fusion_config"})
+"""Change how transformers builds any model, in this process and for all others too."""
+
+_IMPLEMENTATIONS: Final = frozenset({"attn_implementation", "experts_implementation"})
+_NUMBER: Final = "__float__"
+"""How transformers writes a number that JSON has not."""
+
+_NUMBERS: Final = ("Infinity", "-Infinity", "NaN")
+# Written by transformers itself into ordinary configurations, and read by nothing that loads code.
+_HARMLESS: Final = frozenset(
+    {
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_flash_attn_2_enabled",
+        "_from_model_config",
+        "_name_or_path",
+        "_num_labels",
+        "_pad_token_id",
+        "_remove_final_layer_norm",
+        "_sliding_window_pattern",
+    }
+)
+
+
+def check_config(folder: Path) -> str:
+    """Checks the `config.json` of a folder.
+
+    Returns:
+        The model type that it names.
+
+    Raises:
+        ModelInvalidError: it is none, it breaks the rule, or it is not of a whole model in full precision. The reason
+            is fit for a log line.
+        OSError: it cannot be read.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ModelInvalidError(f"it has no {CONFIG}")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ModelInvalidError(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes")
+    try:
+        # Not msgspec: this has to read what transformers will read, and old configurations say Infinity.
+        config = json.loads(path.read_bytes().decode(), object_pairs_hook=_part)
+    except (ValueError, RecursionError):
+        raise ModelInvalidError(f"{CONFIG} is not valid JSON") from None
+    if not isinstance(config, dict):
+        raise ModelInvalidError(f"{CONFIG} is not an object")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
+        raise ModelInvalidError(f"{CONFIG} names no model_type")
+    if (folder / _ADAPTER).exists():
+        raise ModelInvalidError(f"it is an adapter for another model ({_ADAPTER}); merge the two first")
+    return model_type
+
+
+def _part(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the configuration, at any depth: nested parts become configurations themselves."""
+    part = dict(pairs)
+    if len(part) < len(pairs):
+        raise ModelInvalidError(f"{CONFIG} says something twice")
+    if list(part) == [_NUMBER] and part[_NUMBER] in _NUMBERS:
+        return part
+    for key, value in pairs:
+        _check_names(key, value)
+        _check_amounts(key, value)
+    return part
+
+
+def _check_names(key: str, value: object) -> None:
+    if key in _CODE:
+        raise ModelInvalidError(f"{CONFIG} asks for custom code ({key})")
+    if key in _FILES:
+        raise ModelInvalidError(f"{CONFIG} names other files to read ({key})")
+    if key in _MACHINERY and value:
+        raise ModelInvalidError(f"{CONFIG} changes how models are built ({key})")
+    if key == "backbone" and value is not None:
+        raise ModelInvalidError(f"{CONFIG} names another repository ({key})")
+    if key in _IMPLEMENTATIONS:
+        if value is not None and not (isinstance(value, str) and _BUILT_IN_IMPLEMENTATION.fullmatch(value)):
+            raise ModelInvalidError(f"{CONFIG} asks for custom code ({key})")
+    elif key.startswith("_") and (key not in _HARMLESS or isinstance(value, (dict, list))):
+        raise ModelInvalidError(f"{CONFIG} has the private key '{printable(key[:64])}'")
+
+
+def _check_amounts(key: str, value: object) -> None:
+    if key == "quantization_config" and value is not None:
+        method = value.get("quant_method") if isinstance(value, dict) else None
+        shown = printable(method[:64]) if isinstance(method, str) else "by an unnamed method"
+        raise ModelInvalidError(f"its weights are quantised ({shown}), which this version does not read")
+    if isinstance(value, int | float) and value > MAX_PARTS and _COUNT.fullmatch(key):
+        raise ModelInvalidError(f"{CONFIG} asks for more than {MAX_PARTS} parts ({printable(key[:64])})")
