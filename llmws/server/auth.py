@@ -84,9 +84,8 @@ class Authenticator:
 
     def trusts_null_origin(self, token: str | None, address: str) -> bool:
         """Whether the token in an upgrade makes up for origin `null`; never where none is required."""
-        if token is None or self._credentials.identify(None) is not None:
-            return False
-        return isinstance(self.identify(token, address), Identity)
+        needs_token = self._credentials.identify(None) is None
+        return needs_token and isinstance(self.identify(token, address), Identity)
 
     def _failed(self, address: str) -> Denied:
         network, now_s = network_of(address), self._clock()

@@ -14,11 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mutants import engine, fast, prompt, protocol, scheduler, session, store, triton
+from mutants import access, engine, fast, prompt, protocol, scheduler, session, store, triton
 from mutants.planted import Mutant
 
 ROOT = Path(__file__).parents[2]
 MUTANTS = [
+    *access.MUTANTS,
     *session.MUTANTS,
     *protocol.MUTANTS,
     *store.MUTANTS,
