@@ -54,6 +54,7 @@ class Client(Questions):
         name: what the server's lists and logs call this client.
         connect_timeout_s: how long the first connection may take.
         reconnect_timeout_s: how long a lost connection is tried again.
+        heartbeat_s: how often the connection is tested; one on which no answer comes for as long again is lost.
         listen: called with every `Notice`.
         backoff: the waits between attempts.
 
@@ -81,6 +82,7 @@ class Client(Questions):
         name: str = "python",
         connect_timeout_s: float = 10.0,
         reconnect_timeout_s: float = 600.0,
+        heartbeat_s: float = 20.0,
         listen: Callable[[Notice], None] | None = None,
         backoff: Backoff | None = None,
     ) -> None:
@@ -108,6 +110,7 @@ class Client(Questions):
             self._session,
             tls=tls,
             backoff=backoff or Backoff(),
+            heartbeat_s=heartbeat_s,
             stays_as_observer=when_taken_over == "observe",
             receive=self._receive,
             changed=self._changed,

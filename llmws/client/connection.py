@@ -55,6 +55,7 @@ class Connection:
 
     Args:
         tls: which certificates are believed at a `wss` URL; None for those of the machine's authorities.
+        heartbeat_s: how often the connection is tested.
         stays_as_observer: whether to attach as an observer once another client has taken the session over.
         receive: called with every message that is not about a request.
         listen: called with changes of the connection's state.
@@ -72,6 +73,7 @@ class Connection:
         *,
         tls: ssl.SSLContext | None,
         backoff: Backoff,
+        heartbeat_s: float,
         stays_as_observer: bool,
         receive: Callable[[m.ServerMessage], None],
         changed: Callable[[], None],
@@ -84,6 +86,7 @@ class Connection:
         self._tls = tls
         self._session = session
         self._backoff = backoff
+        self._heartbeat_s = heartbeat_s
         self._stays_as_observer = stays_as_observer
         self._on_message = receive
         self._on_change = changed
@@ -211,7 +214,7 @@ class Connection:
                     await asyncio.sleep(delay_s)
                     hello = self._session.hello(self._token)
                     try:
-                        link, welcome = await Link.open(self._url, hello, tls=self._tls)
+                        link, welcome = await Link.open(self._url, hello, tls=self._tls, heartbeat_s=self._heartbeat_s)
                     except LostError as lost:
                         reason = str(lost)
                         continue

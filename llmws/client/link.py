@@ -98,19 +98,22 @@ class Link:
         self._socket = socket
 
     @classmethod
-    async def open(cls, url: str, hello: m.Hello, *, tls: ssl.SSLContext | None = None) -> tuple[Link, m.Welcome]:
+    async def open(
+        cls, url: str, hello: m.Hello, *, tls: ssl.SSLContext | None = None, heartbeat_s: float = 20.0
+    ) -> tuple[Link, m.Welcome]:
         """Connects, says hello and waits for the welcome.
 
         Args:
             url: from `websocket_url`.
             hello: the first message.
             tls: which certificates are believed at a `wss` URL; None for those of the machine's authorities.
+            heartbeat_s: how often the connection is tested; one on which no pong comes for as long again is lost.
 
         Raises:
             LostError: it may work later.
             ClientError: it will not.
         """
-        link = cls(await _connect(url, tls))
+        link = cls(await _connect(url, tls, heartbeat_s))
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
                 return link, await link._greet(hello)
@@ -186,7 +189,7 @@ def _is_session_id(text: str) -> bool:
         return False
 
 
-async def _connect(url: str, tls: ssl.SSLContext | None) -> ClientConnection:
+async def _connect(url: str, tls: ssl.SSLContext | None, heartbeat_s: float) -> ClientConnection:
     try:
         return await connect(
             url,
@@ -196,6 +199,8 @@ async def _connect(url: str, tls: ssl.SSLContext | None) -> ClientConnection:
             proxy=None if is_loopback(url) else True,
             ssl=(tls or True) if url.startswith("wss:") else None,
             open_timeout=OPEN_TIMEOUT_S,
+            ping_interval=heartbeat_s,
+            ping_timeout=heartbeat_s,
             close_timeout=CLOSE_TIMEOUT_S,
             max_size=MAX_FRAME_BYTES,
         )
