@@ -11,6 +11,8 @@ from typing import Self
 
 import msgspec
 
+from llmws.server.hosts import is_loopback
+
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
     """The headers that decide whether a request comes in; every value of each, as a header may come twice."""
@@ -53,7 +55,8 @@ def caller_of(head: Head, *, peer: str, is_secure: bool, proxies: frozenset[str]
     """Who sent a request.
 
     Each proxy appends the address that it was called from, so the client's is the last that is no proxy's; what stands
-    before it, the client may have written itself.
+    before it, the client may have written itself. Loopback is always a client's: a program on the proxy's machine would
+    otherwise be whoever it says.
 
     Args:
         head: of the request.
@@ -63,7 +66,8 @@ def caller_of(head: Head, *, peer: str, is_secure: bool, proxies: frozenset[str]
     """
     if peer not in proxies:
         return Caller(peer, is_secure)
-    address = next((each for each in reversed(head.forwarded_for) if each not in proxies), peer)
+    passed_on = proxies - {each for each in proxies if is_loopback(each)}
+    address = next((each for each in reversed(head.forwarded_for) if each not in passed_on), peer)
     try:
         ipaddress.ip_address(address)
     except ValueError:

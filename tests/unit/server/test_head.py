@@ -4,7 +4,7 @@ import pytest
 
 from llmws.server.head import Caller, Head, caller_of
 
-PROXIES = frozenset({"10.0.0.1", "10.0.0.2"})
+PROXIES = frozenset({"10.0.0.1", "10.0.0.2", "127.0.0.1"})
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ PROXIES = frozenset({"10.0.0.1", "10.0.0.2"})
         ("10.0.0.1", [], Caller("10.0.0.1", is_secure=True, is_by_proxy=True)),
         ("10.0.0.1", ["unknown"], Caller("10.0.0.1", is_secure=True, is_by_proxy=True)),
         ("10.0.0.1", ["203.0.113.9:4711"], Caller("10.0.0.1", is_secure=True, is_by_proxy=True)),
+        ("127.0.0.1", ["203.0.113.9", "127.0.0.1"], Caller("127.0.0.1", is_secure=True, is_by_proxy=True)),
         ("10.0.0.1", ["10.0.0.2"], Caller("10.0.0.1", is_secure=True, is_by_proxy=True)),
     ],
 )
