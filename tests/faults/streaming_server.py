@@ -2,7 +2,7 @@
 
 As a program: streaming_server.py FOLDER [--stuck-disk]. It answers each line on standard input with one on standard
 output: `stick` and `free` the disk, `steps` that the engine has taken. What a request says is in its prompt:
-`input_ids` [n] asks for tokens of n bytes.
+`input_ids` [n], or the prompt `n`, asks for tokens of n bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import psutil
 
 from llmws import app, config, places
 from llmws.engine.scripted import ScriptedEngine, Step, model_info
+from llmws.engine_api import PromptReady
 from llmws.store.disk import OsDisk
 from llmws.store.folder import Site
 from llmws.store.keys import load_keys
@@ -65,6 +66,13 @@ class CountingEngine(ScriptedEngine):
         return did
 
 
+class SizePrompts(ScriptedPrompts):
+    """The last turn is a number, and so is its one token."""
+
+    def render(self, job):
+        self.deliver(PromptReady(key=job.key, ids=job.input_ids or (int(job.turns[-1].content),)))
+
+
 def tokens(request) -> list[Step]:
     """As many tokens as asked for, of the size asked for."""
     digits = [str(digit) * request.prompt_ids[0] for digit in range(10)]
@@ -83,13 +91,20 @@ def main() -> None:
             print(json.dumps(answers[line.strip()]()), flush=True)
 
     threading.Thread(target=obey, daemon=True).start()
-    settings = config.override(config.Config(), {"server": {"port": 0, "drain_s": 0}, "auth": {"required": False}})
+    settings = config.override(
+        config.Config(),
+        {
+            "server": {"port": 0, "drain_s": 0},
+            "auth": {"required": False},
+            "limits": {"requests_per_minute": 1_000_000, "max_sessions": 65_536},
+        },
+    )
     where = places.Places(folder / "state", folder / "models", folder / "state" / "models", None)
     store = None
     if "--stuck-disk" in sys.argv:
         where.state_dir.mkdir()
         store = FileStore(Site(state=where.state_dir, keys=load_keys(where.state_dir, key_file=None), disk=disk))
-    parts = app.Parts(engine=engine, probe=StillProbe(), prompts=ScriptedPrompts(), models=OneModel(), store=store)
+    parts = app.Parts(engine=engine, probe=StillProbe(), prompts=SizePrompts(), models=OneModel(), store=store)
     app.serve(settings, where, ready_file=folder / "ready.json", parts=parts)
 
 
