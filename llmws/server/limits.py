@@ -35,9 +35,9 @@ class TokenBucket:
         self._updated_s = now_s
         return max(0.0, (1.0 - self._level) / self._rate_per_s)
 
-    def spend(self) -> None:
-        """Counts one, whether or not it fits."""
-        self._level -= 1.0
+    def spend(self, count: int = 1) -> None:
+        """Counts one or more, whether or not they fit."""
+        self._level -= count
 
 
 class FailureLimiter:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Final, assert_never
 
 from uvicorn.server import ServerState
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
-from websockets.protocol import SEND_EOF, State
+from websockets.protocol import SEND_EOF, Event, State
 from websockets.server import ServerProtocol
 
 from llmws.access import WEBSOCKET_ROUTES, Identity, Role
@@ -26,10 +27,18 @@ from llmws.server.door import MAX_HELLO_BYTES, Accepted, Close, Door, Forward, R
 from llmws.server.entrance import Entrance, peer_address
 from llmws.server.head import Head
 from llmws.server.hosts import Refusal
+from llmws.server.limits import TokenBucket
 from llmws.server.pulse import Pulse
 
 HIGH_WATER_BYTES: Final = 32 * 1024
 """Above this much unsent the connection is congested: live pushes to it stop."""
+
+SLICE_BYTES: Final = 4096
+"""So much is parsed before other connections have their turn: at most hundreds of frames, a few milliseconds."""
+
+FRAMES_PER_S: Final = 5000.0
+FRAME_BURST: Final = 10_000
+"""What is read of a connection; a slice counts as a frame. What comes faster waits in the client's socket."""
 
 MAX_UNSENT_BYTES: Final = 256 * 1024
 """Above this much unsent nothing more is read either: these are answers to a client that asks and does not listen."""
@@ -53,6 +62,7 @@ class WebSocketProtocol(asyncio.Protocol):
         entrance: what all connections share.
         server_state: uvicorn's; its `connections` are told to shut down when the server stops.
         close_timeout_s: how long a closed connection may linger.
+        frames_per_s: how many are read of it, after a burst.
     """
 
     def __init__(
@@ -61,6 +71,7 @@ class WebSocketProtocol(asyncio.Protocol):
         *,
         server_state: ServerState,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
+        frames_per_s: float = FRAMES_PER_S,
         **_: object,
     ) -> None:
         self._entrance = entrance
@@ -75,6 +86,10 @@ class WebSocketProtocol(asyncio.Protocol):
         )
         self._door: Door | None = None
         self._number: int | None = None
+        self._unread = bytearray()
+        self._frames: deque[Event] = deque()
+        self._turn: asyncio.Handle | None = None
+        self._budget = TokenBucket(rate_per_s=frames_per_s, burst=FRAME_BURST, now_s=entrance.clock())
         self._message = bytearray()
         self._text = True
         self._incomplete_bytes = 0
@@ -119,20 +134,11 @@ class WebSocketProtocol(asyncio.Protocol):
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Parses, acts on every complete message, and sends what the framing itself answers."""
+        """Takes what it may take at once; asyncio calls this no more until all of it is taken."""
         self._pulse.sign()
-        if self._door is not None:
-            self._incomplete_bytes += len(data)
-        self.wire.receive_data(data)
-        for event in self.wire.events_received():
-            if isinstance(event, Request):
-                self._open(event)
-            elif isinstance(event, Frame):
-                self._on_frame(event)
-        hello_awaited = self._door is not None and not self._door.accepted
-        if hello_awaited and self._incomplete_bytes > 2 * MAX_HELLO_BYTES and not self._closing:
-            self.wire.fail(CloseCode.TOO_BIG, "the first message is too large")
-        self._flush()
+        self._unread += data
+        if self._turn is None:
+            self._take()
 
     def eof_received(self) -> None:
         """The client has ended its half without saying goodbye; it would not answer anything any more."""
@@ -146,15 +152,16 @@ class WebSocketProtocol(asyncio.Protocol):
         """The write buffer is below the low-water mark again."""
         self._congested = False
         self._pulse.sign()
-        self._transport.resume_reading()
+        self._go_on()
         if self._number is not None and not self._closing:
             self._entrance.sessions.drained(self._number)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         """The socket is gone, whoever ended it."""
         self._closing = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for waiting in (self._timer, self._turn):
+            if waiting is not None:
+                waiting.cancel()
         self._connections.discard(self)
         self._entrance.left(self._transport)
         if self._number is not None:
@@ -175,6 +182,63 @@ class WebSocketProtocol(asyncio.Protocol):
             self.close(CloseCode.DRAINING, "the server is about to restart")
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        """Takes what has come, up to the next message for the session, or the end of a slice.
+
+        Others have their turn before it goes on, the session too: how much a client asks shows in the answer.
+        """
+        self._turn = None
+        if not self._is_clogged:
+            if not self._frames:
+                self._parse()
+            while self._frames and not self._on_event(self._frames.popleft()):
+                pass
+            if not self._frames:
+                if self._is_hello_too_large:
+                    self.wire.fail(CloseCode.TOO_BIG, "the first message is too large")
+                self._flush()
+        self._go_on()
+
+    def _parse(self) -> None:
+        piece = self._unread[:SLICE_BYTES]
+        del self._unread[:SLICE_BYTES]
+        if self._door is not None:
+            self._incomplete_bytes += len(piece)
+        self.wire.receive_data(piece)
+        self._frames.extend(self.wire.events_received())
+        self._budget.spend(1 + len(self._frames))
+
+    def _go_on(self) -> None:
+        """Arranges that what has come is taken soon; only when all of it is, more is read."""
+        if self._turn is not None or self._transport.is_closing():
+            return
+        if self._is_clogged:
+            self._transport.pause_reading()
+        elif self._unread or self._frames:
+            self._transport.pause_reading()
+            wait_s = self._budget.wait_s(self._entrance.clock())
+            self._turn = self._loop.call_later(wait_s, self._take) if wait_s else self._loop.call_soon(self._take)
+        else:
+            self._transport.resume_reading()
+
+    @property
+    def _is_hello_too_large(self) -> bool:
+        hello_awaited = self._door is not None and not self._door.accepted
+        return hello_awaited and self._incomplete_bytes > 2 * MAX_HELLO_BYTES and not self._closing
+
+    @property
+    def _is_clogged(self) -> bool:
+        """Whether the client has to read before it is heard again."""
+        return self._congested and not self._closing and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES
+
+    def _on_event(self, event: Event) -> bool:
+        """Acts on what the framing has found; returns whether it went to the session."""
+        if isinstance(event, Request):
+            self._open(event)
+        elif isinstance(event, Frame):
+            return self._on_frame(event)
+        return False
 
     def _open(self, request: Request) -> None:
         """Answers the upgrade request."""
@@ -209,24 +273,26 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._entrance.draining:
             self.drain()
 
-    def _on_frame(self, frame: Frame) -> None:
+    def _on_frame(self, frame: Frame) -> bool:
         """Joins fragments; control frames have been answered by the framing."""
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            return
+            return False
         if frame.opcode is not Opcode.CONT:
             self._text = frame.opcode is Opcode.TEXT
         # One buffer and not a list of fragments: a million empty ones must cost nothing.
         self._message += frame.data
-        if frame.fin:
-            data = bytes(self._message)
-            self._message.clear()
-            self._incomplete_bytes = 0
-            self._on_message(data)
+        if not frame.fin:
+            return False
+        data = bytes(self._message)
+        self._message.clear()
+        self._incomplete_bytes = 0
+        return self._on_message(data)
 
-    def _on_message(self, data: bytes) -> None:
+    def _on_message(self, data: bytes) -> bool:
         assert self._door is not None
         if self._closing:
-            return
+            return False
+        is_for_session = False
         for outcome in self._door.receive(data, text=self._text):
             match outcome:
                 case Reply(frame):
@@ -238,10 +304,12 @@ class WebSocketProtocol(asyncio.Protocol):
                 case Forward(message):
                     assert self._number is not None
                     self._entrance.sessions.receive(self._number, message)
+                    is_for_session = True
                 case Close(code, reason):
                     self.close(code, reason)
                 case _:
                     assert_never(outcome)
+        return is_for_session
 
     def _time_out(self) -> None:
         assert self._door is not None
@@ -266,7 +334,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._end()
         if self.wire.close_expected() and not self._closing:
             self._closing = True
-            self._transport.resume_reading()
+            self._go_on()
             self._arm(self._close_timeout_s, self.cut)
 
     def _end(self) -> None:
@@ -284,7 +352,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
         self._written_bytes += len(data)
-        if self._congested and not self._closing and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+        if self._is_clogged:
             self._transport.pause_reading()
 
     def _arm(self, delay_s: float, callback: Callable[[], None]) -> None:

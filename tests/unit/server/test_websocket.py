@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from uvicorn.server import ServerState
@@ -14,7 +15,14 @@ from llmws.config import LimitsSection, ServerSection
 from llmws.protocol import messages as m
 from llmws.server.entrance import Entrance
 from llmws.server.ports import Sink
-from llmws.server.websocket import HIGH_WATER_BYTES, MAX_UNSENT_BYTES, WebSocketProtocol, text_header
+from llmws.server.websocket import (
+    FRAME_BURST,
+    HIGH_WATER_BYTES,
+    MAX_UNSENT_BYTES,
+    SLICE_BYTES,
+    WebSocketProtocol,
+    text_header,
+)
 from tests.support.credentials import FixedCredentials
 
 UPGRADE = (
@@ -22,6 +30,7 @@ UPGRADE = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 PING = b"\x89\x00"
+MASKED_PING, PONG = b"\x89\x80\0\0\0\0", b"\x8a\x00"
 SECRET = "the prompt that no log may hold"
 
 
@@ -63,19 +72,22 @@ class ScriptedTransport(asyncio.Transport):
 
 
 class Attached:
-    """Sessions that keep the last sink."""
+    """Sessions that keep the last sink, and count what they receive."""
 
     ready = True
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Callable[[], None] = lambda: None) -> None:
         self.sink: Sink | None = None
+        self.received = 0
+        self.answer = answer
 
     def attach(self, sink: Sink, principal: str, role: str, hello: m.Hello) -> int:
         self.sink = sink
         return 1
 
     def receive(self, connection: int, message: m.ClientMessage) -> None:
-        pass
+        self.received += 1
+        self.answer()
 
     def drained(self, connection: int) -> None:
         pass
@@ -90,11 +102,11 @@ def masked(text: str) -> bytes:
 
 @contextlib.contextmanager
 def upgrading(
-    *, heartbeat_s: float = 20.0, close_timeout_s: float = 10.0
+    *, heartbeat_s: float = 20.0, sessions: Attached | None = None, **how: float
 ) -> Iterator[tuple[WebSocketProtocol, ScriptedTransport]]:
     """A connection that nothing was received from, and what it is written to."""
     entrance = Entrance(
-        sessions=Attached(),
+        sessions=sessions or Attached(),
         credentials=FixedCredentials({None: Identity("local", "admin")}),
         server=ServerSection(heartbeat_s=heartbeat_s),
         limits=LimitsSection(),
@@ -102,18 +114,16 @@ def upgrading(
         clock=lambda: 0.0,
     )
     transport = ScriptedTransport()
-    protocol = WebSocketProtocol(entrance, server_state=ServerState(), close_timeout_s=close_timeout_s)
+    protocol = WebSocketProtocol(entrance, server_state=ServerState(), **how)
     protocol.connection_made(transport)
     yield protocol, transport
     protocol.connection_lost(None)
 
 
 @contextlib.contextmanager
-def connection(
-    *, heartbeat_s: float = 20.0, close_timeout_s: float = 10.0
-) -> Iterator[tuple[WebSocketProtocol, ScriptedTransport]]:
+def connection(**how: Any) -> Iterator[tuple[WebSocketProtocol, ScriptedTransport]]:
     """A connection after its hello, and what it is written to."""
-    with upgrading(heartbeat_s=heartbeat_s, close_timeout_s=close_timeout_s) as (protocol, transport):
+    with upgrading(**how) as (protocol, transport):
         protocol.data_received(UPGRADE)
         protocol.data_received(masked("{}"))
         assert transport.writes.get_nowait().startswith(b"HTTP/1.1 101 ")
@@ -192,6 +202,60 @@ async def test_reading_stops_above_the_bound_and_goes_on_when_the_client_reads_o
         assert not transport.reading
         protocol.close(4409, "taken over")
         assert transport.reading
+
+
+async def test_a_flood_is_taken_a_slice_at_a_time_and_others_have_their_turn_between() -> None:
+    """A quarter of a megabyte of empty frames, as asyncio reads it, would keep everybody waiting for seconds."""
+    with connection() as (protocol, transport):
+        pings = 3 * SLICE_BYTES // len(MASKED_PING)
+        protocol.data_received(MASKED_PING * pings)
+        at_once = transport.writes.get_nowait()
+        assert at_once == PONG * (SLICE_BYTES // len(MASKED_PING))
+        assert transport.writes.empty()
+        assert not transport.reading
+        answers = at_once
+        while len(answers) < pings * len(PONG):
+            answers += await transport.wrote()
+        assert answers == PONG * pings
+        await asyncio.sleep(0)
+        assert transport.reading
+
+
+async def test_above_its_rate_a_client_is_read_no_faster() -> None:
+    with connection(frames_per_s=0.001) as (protocol, transport):
+        protocol.data_received(MASKED_PING * (FRAME_BURST + 5 * SLICE_BYTES))
+        for _ in range(10 * FRAME_BURST // SLICE_BYTES + 100):
+            await asyncio.sleep(0)
+        answered = sum(len(transport.writes.get_nowait()) for _ in range(transport.writes.qsize())) // len(PONG)
+        assert FRAME_BURST // 2 < answered <= FRAME_BURST + SLICE_BYTES // len(MASKED_PING)
+        assert not transport.reading
+
+
+async def test_a_message_is_taken_when_the_answer_to_the_one_before_it_has_been_read() -> None:
+    """Each of many short questions may have a long answer: together they would not fit into memory."""
+
+    def answer() -> None:
+        transport.unsent_bytes = MAX_UNSENT_BYTES + 1
+        protocol.pause_writing()
+
+    sessions = Attached(answer)
+    with connection(sessions=sessions) as (protocol, transport):
+        protocol.data_received(masked('{"type":"history"}') * 3)
+        for taken in (1, 2, 3):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert (sessions.received, transport.reading) == (taken, False)
+            transport.unsent_bytes = 0
+            protocol.resume_writing()
+        assert transport.reading
+
+
+async def test_a_connection_that_is_lost_in_a_flood_takes_no_more_of_it() -> None:
+    sessions = Attached()
+    with connection(sessions=sessions) as (protocol, _):
+        protocol.data_received(masked('{"type":"history"}') * 3)
+    await asyncio.sleep(0)
+    assert sessions.received == 1
 
 
 async def test_no_log_holds_what_was_said_at_any_level() -> None:
