@@ -141,7 +141,7 @@ def _create_token(options: argparse.Namespace) -> int:
 
 def _list_tokens(options: argparse.Namespace) -> int:
     for entry in _tokens(options).list():
-        print(entry.id, entry.role, entry.principal, sep="\t")
+        print(entry.id, entry.role, entry.principal, entry.note, sep="\t")
     return 0
 
 
