@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +27,17 @@ class StateLock:
         os.close(self._handle)
 
 
-def hold_state_folder(state: Path) -> StateLock:
-    """Makes the state folder if it is missing, and takes it for this process.
+def hold_state_folder(state: Path, *, account: int | None = None) -> StateLock:
+    """Makes the state folder if it is missing, takes away what access others have, and takes it for this process.
+
+    Args:
+        state: the folder.
+        account: whose it must be, or root's; None: who runs this process.
 
     Raises:
-        ConfigError: another process has it, or it cannot be made or written.
+        ConfigError: another process has it, it is not this account's, or it cannot be made or written.
     """
-    lock = try_hold_state_folder(state)
+    lock = try_hold_state_folder(state, account=account)
     if lock is None:
         raise ConfigError(
             f"{state}: in use by another llmws server (process {_holder(state)}); "
@@ -41,10 +46,10 @@ def hold_state_folder(state: Path) -> StateLock:
     return lock
 
 
-def try_hold_state_folder(state: Path) -> StateLock | None:
+def try_hold_state_folder(state: Path, *, account: int | None = None) -> StateLock | None:
     """Likewise, but None where another process has it. Raises ConfigError."""
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(state, account=os.geteuid() if account is None else account)
         handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ConfigError(f"{state}: cannot be used as the state folder ({error.strerror})") from None
@@ -59,6 +64,23 @@ def try_hold_state_folder(state: Path) -> StateLock | None:
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return StateLock(handle)
+
+
+def _make_private(state: Path, *, account: int) -> None:
+    """Makes the folder, or closes it to others: whoever can rename files in it can put tokens of their own there.
+
+    Raises:
+        ConfigError: it is everybody's, or belongs to an account that is neither root nor `account`.
+        OSError: it cannot be made or changed.
+    """
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = state.stat()
+    if status.st_mode & stat.S_ISVTX:
+        raise ConfigError(f"{state}: everybody may write there; name a folder of its own inside it")
+    if account != 0 and status.st_uid not in (0, account):
+        raise ConfigError(f"{state}: belongs to another account; chown it, or name another folder")
+    if status.st_uid == account and status.st_mode & 0o077:
+        state.chmod(0o700)
 
 
 @contextmanager
