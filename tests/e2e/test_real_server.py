@@ -234,7 +234,10 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ('{"server": {"port": "x"}}', [], "server.port"),
         ('{"server": ', [], "not valid JSON"),
         ("{}", ["--model", "nope"], "model.name"),
-        ("{}", ["--host", "0.0.0.0"], "--insecure-lan"),
+        ("{}", ["--host", "0.0.0.0"], "--tls-cert"),
+        ("{}", ["--behind-proxy", "--no-auth"], "--no-auth"),
+        ("{}", ["--tls-cert", "cert.pem"], "server.tls_key"),
+        ("{}", ["--tls-cert", "none.pem", "--tls-key", "none.pem"], "none.pem cannot be read"),
         ("{}", ["--host", "0.0.0.0", "--insecure-lan", "--no-auth"], "--no-auth"),
         ("{}", ["--port", "70000"], "server.port"),
         ('{"storage": {"key_file": "/nowhere/key"}}', [], "/nowhere/key"),
@@ -298,9 +301,12 @@ def test_a_created_token_works_at_once_and_its_sessions_are_its_own(server, tmp_
         with Line(server, auth=token, session_id=ann.welcome["session_id"]) as again:
             assert again.welcome["status"] == "resumed"
     listed = run("token", "list", "--state-dir", str(server.state), folder=tmp_path).stdout
-    token_id = next(line.split("\t")[0] for line in listed.splitlines() if line.endswith("\tuser\tann"))
+    token_id = next(line.split("\t")[0] for line in listed.splitlines() if line.endswith("\tuser\tann\t"))
     assert token not in listed
-    assert run("token", "revoke", token_id, "--state-dir", str(server.state), folder=tmp_path).returncode == 0
+    with Line(server, auth=token) as live:
+        assert run("token", "revoke", token_id, "--state-dir", str(server.state), folder=tmp_path).returncode == 0
+        live.rest()
+        assert live.socket.close_code == 4401
     assert run("token", "revoke", token_id, "--state-dir", str(server.state), folder=tmp_path).returncode == 1
     with Line(server, auth=token) as revoked:
         assert revoked.welcome["code"] == "unauthorized"
