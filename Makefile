@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench bench-engine bench-gpu clean
+.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench bench-load bench-engine bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ guide: $(VENV)/dev.stamp ## train the built-in model again
 
 bench: setup ## measure, and write the figures to bench/results
 	@$(BIN)/python -m bench
+
+bench-load: setup ## measure with a thousand connections, slow clients, floods, and many that come and go (minutes)
+	@$(BIN)/python -m bench.load
 
 bench-engine: $(VENV)/bench.stamp ## measure the engine beside others that serve the same model (LLAMA_PYTHON=… for llama.cpp)
 	@$(BIN)/python -m bench.engines $(if $(LLAMA_PYTHON),--llama-python $(LLAMA_PYTHON))
