@@ -48,7 +48,7 @@ def test_the_time_of_a_refusal_says_nothing_about_a_guess(tmp_path: Path) -> Non
     """Keys were compared letter by letter in vLLM: CVE-2025-59425. Here hashes are, for ids that do not exist too."""
     tokens = TokenFile(tmp_path / "tokens.json")
     valid = tokens.create("ann", "user")
-    unknown = f"llmws_{'0' * 12}_{valid.rpartition('_')[2]}"
+    unknown = f"llmws_{'0' * 12}_{valid.split('_', 2)[2]}"
     tokens.identify(valid)  # reads the file
     for token in (valid, valid[:-1] + "!", unknown, "x", ""):
         counted = native_calls(lambda token=token: tokens.identify(token))
