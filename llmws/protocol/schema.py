@@ -54,7 +54,7 @@ _CLOSE_MEANINGS: Final = {
     CloseCode.RESTART: "the server restarts",
     CloseCode.TRY_LATER: "too many connections, or too many observers of the session",
     CloseCode.BAD_HELLO: "the first message was no valid hello",
-    CloseCode.UNAUTHORIZED: "no valid token",
+    CloseCode.UNAUTHORIZED: "no valid token, or it was revoked",
     CloseCode.FORBIDDEN: "the token may not do this",
     CloseCode.NO_HELLO: "no hello came in time",
     CloseCode.TAKEN_OVER: "a newer connection took the session over; attach again as an observer at most",
