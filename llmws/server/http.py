@@ -1,21 +1,27 @@
-"""uvicorn's HTTP/1.1 protocol with what it lacks: a time limit for a request's head, and a limit of connections.
+"""uvicorn's HTTP/1.1 protocol with what it lacks: limits of a head's time, of connections, and of one read.
 
-Invariant: a connection on which no request is being answered is cut after at most two timeouts.
+Invariant: a connection on which no request is being answered is cut after at most two timeouts, and nothing that comes
+holds the loop up or raises.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
+import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from llmws.server.entrance import Entrance
 
+READ_BYTES: Final = 4096
+"""So much is read before other connections have their turn: 256 KiB, which asyncio reads else, are half a second of
+work where they are chunks of one byte."""
 
-class HttpProtocol(H11Protocol):
+
+class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
     """One connection until its loss, or until an upgrade hands the socket to `WebSocketProtocol`."""
 
     def __init__(
@@ -31,12 +37,35 @@ class HttpProtocol(H11Protocol):
         self._entrance = entrance
         self._watched: RequestResponseCycle | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._read = bytearray()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Counts the connection and begins to watch it."""
         super().connection_made(transport)
         self._arm()
         self._entrance.admit(transport)
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002  (asyncio's signature)
+        """Where the next read goes; one for each, as idle connections are to keep none."""
+        self._read = bytearray(READ_BYTES)
+        return self._read
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Parses what was read."""
+        data, self._read = bytes(memoryview(self._read)[:nbytes]), bytearray()
+        self.data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP, or just ends the connection where an answer has been begun."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None:
+            # The application may not answer as well: uvicorn would log a traceback for every such request.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone without an upgrade."""
