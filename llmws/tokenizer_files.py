@@ -23,11 +23,19 @@ SPECIAL_TOKENS: Final = "special_tokens_map.json"
 PROCESSORS: Final = ("preprocessor_config.json", "processor_config.json")
 """Where models say how images are prepared; one of these makes a model for images."""
 
-MAX_TOKENIZER_BYTES: Final = 512 * 2**20
-"""Largest tokenizer read; the largest in use are near 40 MB."""
+MAX_TOKENIZER_BYTES: Final = 128 * 2**20
+"""Largest tokenizer read; the largest in use are near 40 MB, and in memory they take up to twelve times as much."""
 
 MAX_CONFIG_BYTES: Final = 4 * 2**20
 """Largest configuration read; the largest in use are near 200 kB."""
+
+MAX_DECODERS: Final = 16
+"""Steps from tokens to text; four are usual."""
+
+_STEADY_DECODERS: Final = ("ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Sequence", "Strip", "WordPiece")
+    {"ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Sequence", "Strip", "WordPiece"}
+)
+"""Whatever is in them, they make each token longer by a character at most, in one pass over it."""
 
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
@@ -108,9 +116,38 @@ def _from_json(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_buffer(content)
     except BaseException as error:  # noqa: BLE001 - the library raises plain Exception, and panics with less than that
         raise broken(path, str(error)) from None
+    _check_decoders(path, tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _check_decoders(path: Path, tokenizer: Tokenizer) -> None:
+    """Refuses what would take memory or time without end for every token: answers are decoded in the server's process.
+
+    Forty replacements of `a` by `aa` in a row, a few hundred bytes of a file, make a terabyte of one letter.
+    """
+    waiting = [] if tokenizer.decoder is None else [json.loads(tokenizer.decoder.__getstate__())]
+    count = 0
+    while waiting:
+        decoder = waiting.pop()
+        waiting += decoder.get("decoders", ())
+        count += 1
+        if count > MAX_DECODERS:
+            raise broken(path, f"it has more than {MAX_DECODERS} decoders")
+        if not _is_steady(decoder):
+            raise broken(path, f"its decoder makes text longer, or may take for ever ({decoder['type']})")
+
+
+def _is_steady(decoder: Mapping[str, Any]) -> bool:
+    match decoder:
+        case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
+            return 0 < len(pattern) >= len(content)
+        case {"type": "BPEDecoder", "suffix": str(mark)} | {"type": "CTC", "word_delimiter_token": str(mark)}:
+            return bool(mark)  # a space is put in its place
+        case {"type": str(kind)}:
+            return kind in _STEADY_DECODERS
+    return False
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, AddedToken]:

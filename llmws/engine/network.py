@@ -24,6 +24,9 @@ from llmws.protocol import ErrorCode
 
 log = logging.getLogger(__name__)
 
+_MAX_TEXT_CHARS = 2**18
+"""Longest text of one decoding, of some 130 tokens at most; the longest tokens in use have a thousand characters."""
+
 
 class Network(Protocol):
     """What is used of a transformers causal language model."""
@@ -105,13 +108,16 @@ def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids; see `text.Decode`.
 
     Raises:
-        ModelInvalidError: the tokenizer failed.
+        ModelInvalidError: the tokenizer failed, or the text is beyond any bound.
     """
     try:
-        return tokenizer.decode(list(ids), skip_special_tokens=True)
+        text = tokenizer.decode(list(ids), skip_special_tokens=True)
     except BaseException as error:  # noqa: BLE001 - a panic of the tokenizers library is not even an Exception
         log.error("decoding failed: %s", type(error).__name__)
         raise ModelInvalidError("the model's tokenizer failed on this answer") from None
+    if len(text) > _MAX_TEXT_CHARS:
+        raise ModelInvalidError("a token of the model is longer than text can be")
+    return text
 
 
 def check_request(request: GenerationRequest, info: ModelInfo, vocabulary: int) -> None:
