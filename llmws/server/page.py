@@ -20,6 +20,10 @@ _POLICY: Final = (
     "default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
+_INLINE: Final = {
+    "script": re.compile(rb"<script>(.*?)</script>", re.DOTALL),
+    "style": re.compile(rb"<style>(.*?)</style>", re.DOTALL),
+}
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -42,8 +46,8 @@ def load_page(path: Path) -> Page:
     except OSError as error:
         raise ConfigError(f"{path}: the web page cannot be read ({error.strerror}); install llmws again") from None
     hashes = {}
-    for element in ("script", "style"):
-        found = re.findall(rb"<%b>(.*?)</%b>" % (element.encode(), element.encode()), html, re.DOTALL)
+    for element, pattern in _INLINE.items():
+        found = pattern.findall(html)
         if len(found) != 1:
             raise ConfigError(f"{path}: the web page has {len(found)} elements {element}, not one; install llmws again")
         digest = base64.b64encode(hashlib.sha256(found[0]).digest()).decode()

@@ -5,8 +5,6 @@ The incidents are of servers that trusted whoever could connect.
 
 from __future__ import annotations
 
-import pytest
-
 from llmws.config import ServerSection
 from tests.integration.server.harness import Running, Serve
 from tests.security.wire import ask
@@ -14,14 +12,14 @@ from tests.security.wire import ask
 PAGE = {"Origin": "https://evil.example"}
 
 
-@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "2130706433"])
-async def test_a_rebound_dns_name_reaches_nothing(running: Running, name: str) -> None:
+async def test_a_rebound_dns_name_reaches_nothing(running: Running) -> None:
     """A name of the attacker's that turns into 127.0.0.1 is one origin with the server: CVE-2024-28224, Ollama."""
-    host = f"{name}:{running.port}"
-    assert (await ask(running, "/", headers={"Host": host, "Origin": f"http://{host}"})).status == 421
-    upgraded = await running.upgraded(headers={"Host": host, "Origin": f"http://{host}"})
-    assert upgraded.status == 421
-    upgraded.writer.close()
+    for name in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "2130706433", "0x7f.1", "0.0.0.0"):
+        host = f"{name}:{running.port}"
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        client = await running.upgraded(headers=headers)
+        assert ((await ask(running, "/", headers=headers)).status, client.status) == (421, 421)
+        client.writer.close()
     assert running.sessions.calls == []
 
 
@@ -35,25 +33,27 @@ async def test_a_page_of_another_origin_cannot_open_a_socket(serve: Serve) -> No
     assert running.sessions.calls == []
 
 
-@pytest.mark.parametrize(
-    "origin",
-    [
-        "http://127.0.0.1:{port}.evil.example",
-        "http://127.0.0.1:{port}@evil.example",
-        "http://127.0.0.1:{port}/",
-        "http://127.0.0.1",
-        "http://localhost:{port}",
-        "https://127.0.0.1:{port}",
-        "file://",
-        "http://127.0.0.1:{port} http://evil.example",
-        "",
-    ],
+ORIGINS = (
+    "http://127.0.0.1:{port}.evil.example",
+    "http://127.0.0.1:{port}@evil.example",
+    "http://127.0.0.1:{port}/",
+    "http://127.0.0.1",
+    "http://localhost:{port}",
+    "https://127.0.0.1:{port}",
+    "file://",
+    "http://127.0.0.1:{port} http://evil.example",
+    "",
 )
-async def test_an_origin_is_compared_whole(running: Running, origin: str) -> None:
+
+
+async def test_an_origin_is_compared_whole(running: Running) -> None:
     """Prefixes, suffixes and patterns of origins were fooled often: PYSEC-2026-3472, Jupyter Server's pattern."""
-    client = await running.upgraded(headers={"Origin": origin.format(port=running.port)})
-    assert client.status == 403
-    client.writer.close()
+    actual = {}
+    for origin in ORIGINS:
+        client = await running.upgraded(headers={"Origin": origin.format(port=running.port)})
+        client.writer.close()
+        actual[origin] = client.status
+    assert actual == dict.fromkeys(ORIGINS, 403)
 
 
 async def test_a_sandboxed_frame_is_no_page_of_ours(serve: Serve) -> None:
@@ -86,12 +86,13 @@ async def test_the_page_cannot_be_framed_sniffed_or_cached(running: Running) -> 
         assert "cache-control: no-store" in head
 
 
-@pytest.mark.parametrize("where", ["/?x={script}", "/{script}", "/v1/{script}"])
-async def test_what_a_link_says_is_not_written_into_a_page(running: Running, where: str) -> None:
+async def test_what_a_link_says_is_not_written_into_a_page(running: Running) -> None:
     """Reflected text runs as a script of this origin, with this origin's token."""
     script = "<script>alert(1)</script>"
-    answer = await ask(running, where.format(script=script), headers={"Referer": f"http://evil.example/{script}"})
-    assert "<script>alert" not in answer.head + answer.body
+    for path in (f"/?x={script}", f"/{script}", f"/v1/{script}"):
+        answer = await ask(running, path, headers={"Referer": f"http://evil.example/{script}"})
+        assert answer.status in (200, 404)
+        assert "<script>alert" not in answer.head + answer.body
 
 
 async def test_a_cookie_is_no_credential(running: Running) -> None:
@@ -104,10 +105,10 @@ async def test_a_cookie_is_no_credential(running: Running) -> None:
     assert "set-cookie" not in (await ask(running, "/")).head
 
 
-@pytest.mark.parametrize("name", ["token", "access_token", "auth", "api_key", "key"])
-async def test_a_token_in_the_address_is_no_credential(running: Running, name: str) -> None:
+async def test_a_token_in_the_address_is_no_credential(running: Running) -> None:
     """Addresses are logged, kept in histories and sent as `Referer`: GHSA-c3mw-737p-c7g2, Jupyter Server."""
-    client = await running.upgraded(path=f"/v1/ws?{name}={running.token}")
-    client.send("{}")
-    assert '"unauthorized"' in await client.text()
-    assert await client.close_code() == 4401
+    for name in ("token", "access_token", "auth", "api_key", "key"):
+        client = await running.upgraded(path=f"/v1/ws?{name}={running.token}")
+        client.send("{}")
+        assert '"unauthorized"' in await client.text()
+        assert await client.close_code() == 4401

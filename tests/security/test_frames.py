@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import zlib
 
-import pytest
-
 from llmws.config import LimitsSection, ServerSection
-from tests.integration.server.harness import CLOSE, CONT, PING, TEXT, Running, Serve, frame
+from tests.integration.server.harness import CONT, PING, TEXT, Running, Serve, frame
 
 PING_MESSAGE = '{"type":"ping","t":1}'
 
@@ -36,36 +34,25 @@ async def test_a_declared_length_reserves_no_memory(running: Running) -> None:
         assert await client.close_code() == 1009
 
 
-@pytest.mark.parametrize(
-    "wire",
-    [
-        frame(PING_MESSAGE.encode(), mask=False),
-        bytes([0x80 | 0x10 | TEXT]) + frame(PING_MESSAGE.encode())[1:],
-        bytes([0x80 | 0x20 | TEXT]) + frame(PING_MESSAGE.encode())[1:],
-        frame(b"", opcode=3),
-        frame(b"", opcode=11),
-        frame(b"x" * 126, opcode=PING),
-        frame(b"x", opcode=PING, fin=False),
-        bytes([0x80 | TEXT, 0x80 | 127]) + (2**63).to_bytes(8, "big") + b"\0\0\0\0",
-    ],
-    ids=[
-        "unmasked",
-        "RSV2",
-        "RSV3",
-        "opcode 3",
-        "opcode 11",
-        "long ping",
-        "ping in parts",
-        "negative length",
-    ],
-)
-async def test_a_frame_that_proxies_could_misread_ends_the_connection(running: Running, wire: bytes) -> None:
+async def test_a_frame_that_proxies_could_misread_ends_the_connection(running: Running) -> None:
     """Unmasked or malformed frames have been used to poison caches between. Source: RFC 6455, section 10.3."""
-    client = await running.attached()
-    client.writer.write(wire)
-    opcode, payload = await client.receive()
-    assert opcode == CLOSE, payload
-    assert int.from_bytes(payload[:2], "big") in (1002, 1009)
+    whole = frame(PING_MESSAGE.encode())
+    wires = {
+        "unmasked": frame(PING_MESSAGE.encode(), mask=False),
+        "RSV2": bytes([0x80 | 0x20 | TEXT]) + whole[1:],
+        "RSV3": bytes([0x80 | 0x10 | TEXT]) + whole[1:],
+        "opcode 3": frame(b"", opcode=3),
+        "opcode 11": frame(b"", opcode=11),
+        "a long ping": frame(b"x" * 126, opcode=PING),
+        "a ping in parts": frame(b"x", opcode=PING, fin=False),
+        "a negative length": bytes([0x80 | TEXT, 0x80 | 127]) + (2**63).to_bytes(8, "big") + bytes(4),
+    }
+    actual = {}
+    for name, wire in wires.items():
+        client = await running.attached()
+        client.writer.write(wire)
+        actual[name] = await client.close_code()
+    assert actual == {**dict.fromkeys(wires, 1002), "a negative length": 1009}
 
 
 async def test_endless_fragments_cost_no_memory(serve: Serve) -> None:
@@ -73,7 +60,7 @@ async def test_endless_fragments_cost_no_memory(serve: Serve) -> None:
     running = await serve(limits=LimitsSection(max_message_bytes=65_536))
     client = await running.attached()
     client.send("", fin=False)
-    client.writer.write(frame(b"", opcode=CONT, fin=False) * 50_000)
+    client.writer.write(frame(b"", opcode=CONT, fin=False) * 5_000)
     client.send("x" * 131_073, opcode=CONT, fin=False)
     assert await client.close_code() == 1009
 
