@@ -33,8 +33,6 @@ MAX_DECODERS: Final = 16
 """Steps from tokens to text; four are usual."""
 
 _STEADY_DECODERS: Final = ("ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Sequence", "Strip", "WordPiece")
-    {"ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Sequence", "Strip", "WordPiece"}
-)
 """Whatever is in them, they make each token longer by a character at most, in one pass over it."""
 
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
