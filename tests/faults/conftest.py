@@ -1,17 +1,30 @@
-"""How long the fault lanes run."""
+"""How long the fault lanes run, and the figures at the end of a run."""
 
 import pytest
 
+from tests.faults.tally import Tally
+
+_TALLY = pytest.StashKey[Tally]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=5, help="how often the server is killed with -9")
+    parser.addoption("--kills", type=int, default=20, help="how often a server is killed with -9, over all kinds")
     parser.addoption("--network-runs", type=int, default=40, help="how many users ask through a bad network")
     parser.addoption("--network-seed", type=int, help="repeat this one of the runs through it")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TALLY] = Tally(config.getoption("--kills"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[_TALLY].lines():
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture
-def kills(request: pytest.FixtureRequest) -> int:
-    return request.config.getoption("--kills")
+def tally(request: pytest.FixtureRequest) -> Tally:
+    return request.config.stash[_TALLY]
 
 
 @pytest.fixture

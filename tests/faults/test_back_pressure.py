@@ -25,7 +25,7 @@ TIMEOUT_S = 60
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path, "--stuck-disk")
+    server = StreamingServer(tmp_path, "--steered")
     server.start()
     try:
         yield server
@@ -83,7 +83,7 @@ class Lines:
         self._raws: list[RawClient] = []
 
     async def attach(self, **hello: Any) -> Reader:
-        reader = Reader(await connect(self._server.url, compression=None, max_size=2**23))
+        reader = Reader(await connect(self._server.ws_url, compression=None, max_size=2**23))
         self._readers.append(reader)
         await reader.line.send(json.dumps({"type": "hello", **hello}))
         reader.welcome = await reader.until("welcome")

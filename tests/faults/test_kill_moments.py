@@ -1,98 +1,36 @@
 """`kill -9` at the worst moments: while a log is compacted or dropped, twice in a request, just after an end.
 
 The engine says what its script says, so a start takes half a second and many kills fit; `test_kill_server.py` kills a
-server with a real model. Every event that a client ever gets goes through `ModelClient`, which fails at the first one
-that is missing, doubled, or says something else than before.
+server with a real model.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.faults.streaming_server import StreamingServer
-from tests.support.model_client import ModelClient, Story
+from tests.faults.tally import Tally
+from tests.faults.users import User, kill, kill_and_return
 
 SIZE_BYTES = 1024
 COUNT = 400
 ANSWER = "".join(str(number % 10) * SIZE_BYTES for number in range(COUNT))
-TIMEOUT_S = 60
-
-
-class User:
-    """One session whose answers are followed over any number of connections."""
-
-    def __init__(self, server: StreamingServer) -> None:
-        self.server = server
-        self.model = ModelClient(Story())
-        self.line: ClientConnection | None = None
-        self.resumes = 0
-
-    async def attach(self) -> dict[str, Any]:
-        self.line = await connect(self.server.url, compression=None, max_size=2**23)
-        await self.line.send(json.dumps(self.model.hello(window=None)))
-        return await self.read()
-
-    async def ask(self, request_id: str) -> None:
-        assert self.line is not None
-        self.model.story.has_asked = True
-        config = {"max_new_tokens": COUNT, "seed": 1}
-        message = {"type": "inference", "request_id": request_id, "input_ids": [SIZE_BYTES], "config": config}
-        await self.line.send(json.dumps(message))
-
-    async def ack(self, *, all_but: int = 0) -> None:
-        assert self.line is not None
-        seq = max(self.model.last_seq - all_but, self.model.acked)
-        self.model.ack(seq)
-        await self.line.send(json.dumps({"type": "ack", "seq": seq}))
-
-    async def read(self) -> dict[str, Any]:
-        assert self.line is not None
-        async with asyncio.timeout(TIMEOUT_S):
-            message = json.loads(await self.line.recv())
-        self.model.receive(message)
-        self.resumes += message.get("code") == "resumed_after_restart"
-        return message
-
-    async def read_tokens(self, request_id: str, count: int) -> None:
-        while self.model.next_index.get(request_id, 0) < count:
-            await self.read()
-
-    async def read_until(self, kind: str) -> dict[str, Any]:
-        while (message := await self.read())["type"] != kind:
-            pass
-        return message
-
-    async def read_end(self, request_id: str, *, acknowledge: bool = False) -> str:
-        """Reads to the request's end, acknowledging what it reads where asked to; returns the text."""
-        while request_id not in self.model.terminals:
-            await self.read()
-            if acknowledge:
-                await self.ack()
-        assert self.model.terminals[request_id] in ("length", "stop")
-        assert self.model.next_index[request_id] == COUNT
-        return self.model.texts[request_id]
-
-    async def drop(self) -> None:
-        assert self.line is not None
-        self.line.transport.abort()
-        await self.line.wait_closed()
+START_S = 0.6
+"""Well after this a server listens, and has opened what was unfinished."""
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[StreamingServer]:
+def server(tmp_path: Path) -> Iterator[StreamingServer]:
     server = StreamingServer(tmp_path)
     server.start()
     try:
@@ -101,19 +39,26 @@ async def server(tmp_path: Path) -> AsyncIterator[StreamingServer]:
         server.kill()
 
 
-async def kill_and_return(*users: User) -> list[dict[str, Any]]:
-    """Kills the server, starts it again, and brings everybody back; returns their welcomes."""
-    server = users[0].server
-    await asyncio.to_thread(server.kill)
+@pytest.fixture
+async def users(server: StreamingServer, tally: Tally) -> AsyncIterator[list[User]]:
+    """Eight, in sessions of their own."""
+    question = {"input_ids": [SIZE_BYTES], "config": {"max_new_tokens": COUNT, "seed": 1}}
+    users = [User(server, tally, question, tokens=COUNT, expected=ANSWER) for _ in range(8)]
+    yield users
     for user in users:
         await user.drop()
-    await asyncio.to_thread(server.start)
-    return [await user.attach() for user in users]
+
+
+@pytest.fixture
+async def user(users: list[User]) -> User:
+    """The first, attached."""
+    await users[0].attach()
+    return users[0]
 
 
 def wait_for_draft(server: StreamingServer) -> bool:
     """Returns when the log is being written anew; False when it was not in half a second."""
-    (session,) = (server.folder / "state" / "sessions").iterdir()
+    (session,) = (server.state / "sessions").iterdir()
     draft = str(session / "buffer.jsonl.new")
     ends_s = time.monotonic() + 0.5
     while time.monotonic() < ends_s:
@@ -123,16 +68,14 @@ def wait_for_draft(server: StreamingServer) -> bool:
     return False
 
 
-async def test_killed_while_the_log_is_compacted(server: StreamingServer, kills: int) -> None:
+async def test_killed_while_the_log_is_compacted(server: StreamingServer, user: User, tally: Tally) -> None:
     """A client acknowledges as it reads, so the log is written anew several times a second.
 
     The kill comes at the sight of the draft, or somewhere near.
     """
-    user = User(server)
-    await user.attach()
+    kind = "log being compacted"
     chance = random.Random(3)
-    compacting = 0
-    for number in range((kills + 1) // 2):
+    for number in range(tally.share(kind)):
         request_id = f"kill-{number}"
         await user.ask(request_id)
         await user.read_tokens(request_id, chance.randrange(1, COUNT // 2))
@@ -141,89 +84,133 @@ async def test_killed_while_the_log_is_compacted(server: StreamingServer, kills:
             while not watch.done() and request_id not in user.model.terminals:
                 await user.ack(all_but=100)
                 await user.read()
-        compacting += await watch
-        (welcome,) = await kill_and_return(user)
+        tally.heard["drafts seen"] += await watch
+        (welcome,) = await kill_and_return(user, tally=tally, kind=kind)
         assert welcome["status"] == "resumed"
-        assert await user.read_end(request_id, acknowledge=True) == ANSWER
-    await user.drop()
-    print(f"{(kills + 1) // 2} kills, {compacting} while a log was being written anew")
+        await user.read_end(request_id, acknowledge=True)
 
 
-async def test_killed_while_the_buffer_is_dropped(server: StreamingServer, kills: int) -> None:
+async def test_killed_while_the_buffer_is_dropped(user: User, tally: Tally) -> None:
     """Everything is acknowledged and the server dies somewhere on the way from the ack to its answer."""
-    user = User(server)
-    await user.attach()
+    kind = "log being dropped"
     chance = random.Random(4)
-    for number in range((kills + 1) // 2):
+    for number in range(tally.share(kind)):
         request_id = f"kill-{number}"
         await user.ask(request_id)
-        assert await user.read_end(request_id) == ANSWER
+        await user.read_end(request_id)
         await user.ack()
         await asyncio.sleep(chance.random() * 0.02)  # where on the way
-        (welcome,) = await kill_and_return(user)
+        (welcome,) = await kill_and_return(user, tally=tally, kind=kind)
         assert (welcome["status"], welcome["head_seq"]) == ("resumed", user.model.last_seq)
         await user.ask(request_id)
         answer = await user.read()
         while answer["type"] == "log":
             answer = await user.read()
         assert (answer["type"], answer.get("code")) in (("queue", None), ("error", "duplicate"))
-    await user.drop()
 
 
-async def test_killed_twice_in_one_request(server: StreamingServer) -> None:
-    """The second time right after the restart, before a new token; then once more in the middle."""
-    user = User(server)
-    await user.attach()
-    await user.ask("a")
-    await user.read_tokens("a", COUNT // 4)
-    await kill_and_return(user)
-    while not user.resumes:
-        await user.read()
-    await kill_and_return(user)
-    await user.read_tokens("a", COUNT // 2)
-    await kill_and_return(user)
+async def test_killed_again_and_again_in_one_request(user: User, tally: Tally) -> None:
+    """By turns right after the restart, before a new token, and some tokens on."""
+    kind = "one request again and again"
+    chance = random.Random(6)
+    kills, number = tally.share(kind), 0
+    while kills:
+        request_id, cuts = f"kill-{number}", min(kills, 4)
+        resumes = len(user.resumes)
+        await user.ask(request_id)
+        for cut in range(cuts):
+            if cut % 2:
+                while len(user.resumes) == resumes:
+                    await user.read()
+            else:
+                await user.read_tokens(request_id, user.model.next_index.get(request_id, 0) + chance.randrange(1, 100))
+            await kill_and_return(user, tally=tally, kind=kind)
+        await user.read_end(request_id)
+        # The last kill may have come after the end was written.
+        assert len(user.resumes) - resumes in (cuts, cuts - 1)
+        kills, number = kills - cuts, number + 1
 
-    assert await user.read_end("a") == ANSWER
-    assert user.resumes in (2, 3)  # the last kill may have come after the end was written
-    await user.drop()
 
-
-async def test_killed_right_after_the_end_was_received(server: StreamingServer) -> None:
+async def test_killed_right_after_the_end_was_received(user: User, tally: Tally) -> None:
     """The end stands: nothing of the request comes again, and asked again it does not run again."""
-    user = User(server)
-    await user.attach()
-    await user.ask("a")
-    await user.read_until("done")
-    seq = user.model.last_seq
-    (welcome,) = await kill_and_return(user)
-    assert (welcome["status"], welcome["head_seq"], welcome["requests"]) == ("resumed", seq, [])
-    assert (await user.read())["code"] == "caught_up"
-    await user.ask("a")
-    assert (await user.read())["type"] == "queue"
-    await user.ask("b")
-    assert await user.read_end("b") == ANSWER
+    kind = "right after the end"
+    for number in range(tally.share(kind)):
+        request_id = f"kill-{number}"
+        await user.ask(request_id)
+        await user.read_end(request_id)
+        seq = user.model.last_seq
+        (welcome,) = await kill_and_return(user, tally=tally, kind=kind)
+        assert (welcome["status"], welcome["head_seq"], welcome["requests"]) == ("resumed", seq, [])
+        assert (await user.read())["code"] == "caught_up"
+        await user.ask(request_id)
+        assert (await user.read())["type"] == "queue"
+    await user.ask("next")
+    await user.read_end("next")
 
-    assert user.model.texts["a"] == ANSWER
-    assert user.resumes == 0
-    await user.drop()
+    assert user.model.started == [*(f"kill-{number}" for number in range(tally.share(kind))), "next"]
+    assert user.resumes == []
 
 
-async def test_killed_while_several_sessions_stream(server: StreamingServer, kills: int) -> None:
+async def test_killed_while_several_sessions_stream(users: list[User], tally: Tally) -> None:
     """Eight of them, one with two requests in line; nobody gets anything of another."""
-    users = [User(server) for _ in range(8)]
+    kind = "eight sessions streaming"
     chance = random.Random(5)
     for user in users:
         await user.attach()
-    for number in range(max(1, kills // 5)):
+    for number in range(tally.share(kind)):
         keys = [f"kill-{number}", f"next-{number}"]
         for user in users:
             await user.ask(keys[0])
         await users[0].ask(keys[1])
         await users[chance.randrange(8)].read_tokens(keys[0], chance.randrange(1, COUNT - 100))
-        await kill_and_return(*users)
-        texts = await asyncio.gather(*(user.read_end(keys[0]) for user in users))
-        assert set(texts) == {ANSWER}
-        assert await users[0].read_end(keys[1]) == ANSWER
-    assert users[0].model.started == [key for n in range(max(1, kills // 5)) for key in (f"kill-{n}", f"next-{n}")]
-    for user in users:
-        await user.drop()
+        await kill_and_return(*users, tally=tally, kind=kind)
+        await asyncio.gather(*(user.read_end(keys[0]) for user in users))
+        await users[0].read_end(keys[1])
+        if number % 10 == 9:
+            for user in users:
+                await user.ack()
+    assert users[0].model.started == [key for n in range(tally.share(kind)) for key in (f"kill-{n}", f"next-{n}")]
+
+
+async def test_killed_while_it_starts_and_recovers(server: StreamingServer, user: User, tally: Tally) -> None:
+    """With an answer to go on with in its log; what the dead one had mended, half mended or not begun makes no odds."""
+    kind = "starting and recovering"
+    chance = random.Random(7)
+    for number in range(tally.share(kind)):
+        if number % 5 == 0:
+            await user.ask(f"kill-{number}")
+            await user.read_tokens(f"kill-{number}", 50)
+            await asyncio.to_thread(server.kill)
+            await user.drop()
+        server.launch()
+        await asyncio.sleep(chance.random() * START_S)  # how far it has come
+        await kill(user, tally=tally, kind=kind)
+        if number % 5 == 4 or number + 1 == tally.share(kind):
+            await asyncio.to_thread(server.start)
+            assert (await user.attach())["status"] == "resumed"
+            await user.read_end(f"kill-{number - number % 5}")
+            await user.ack()
+
+
+async def test_killed_while_a_prompt_is_rendered(server: StreamingServer, user: User, tally: Tally) -> None:
+    """Accepted, but without a start: the request waits in the log, and the next process gives it its turn."""
+    kind = "prompt being rendered"
+    for number in range(tally.share(kind)):
+        server.tell("hold")
+        await user.ask_until_accepted(f"kill-{number}")
+        (welcome,) = await kill_and_return(user, tally=tally, kind=kind)
+        assert [each["request_id"] for each in welcome["requests"]] == [f"kill-{number}"]
+        await user.read_end(f"kill-{number}")
+    assert user.resumes == []
+
+
+async def test_killed_while_nothing_happens(user: User, tally: Tally) -> None:
+    """All is acknowledged: there is no log, and the numbers go on all the same."""
+    kind = "idle"
+    for number in range(tally.share(kind)):
+        await user.ask(f"kill-{number}")
+        await user.read_end(f"kill-{number}")
+        await user.ack()
+        await user.read_until("ack_received")
+        (welcome,) = await kill_and_return(user, tally=tally, kind=kind)
+        assert (welcome["status"], welcome["head_seq"]) == ("resumed", user.model.last_seq)

@@ -32,6 +32,10 @@ class RealServer:
         return self.folder / "state"
 
     @property
+    def ws_url(self) -> str:
+        return self.ready["ws_url"]
+
+    @property
     def environment(self) -> dict[str, str]:
         """For programs that are to find this server as their account's own."""
         return {**os.environ, "XDG_STATE_HOME": str(self.folder / "xdg")}
