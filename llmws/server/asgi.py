@@ -33,6 +33,9 @@ from llmws.server.page import load_page
 
 _log = logging.getLogger(__name__)
 
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Of a request. The parser holds a head to it only where that comes in more than one read."""
+
 RETRY_AFTER_S: Final = 5
 MAX_SMALL_BODY_BYTES: Final = 4096
 
@@ -145,6 +148,8 @@ class Guard:
         await app(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope, head: Head, caller: Caller) -> Response | None:
+        if _head_bytes(scope) > MAX_HEAD_BYTES:
+            return error_response(431, "bad_request", f"the head of a request may have {MAX_HEAD_BYTES} bytes")
         foreign = self._entrance.refusal(head, caller)
         if foreign is not None:
             code = "bad_request" if foreign.status == 400 else "forbidden"
@@ -169,6 +174,11 @@ class Guard:
         if not permits(identity.role, needed):
             return error_response(403, "forbidden", "this token may not do that")
         return None
+
+
+def _head_bytes(scope: Scope) -> int:
+    fields = sum(len(name) + len(value) for name, value in scope["headers"])
+    return len(scope["raw_path"]) + len(scope["query_string"]) + fields
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.errors import ConfigError
-from llmws.server.asgi import create_app
+from llmws.server.asgi import MAX_HEAD_BYTES, create_app
 from llmws.server.entrance import Entrance
 from llmws.server.http import HttpProtocol
 from llmws.server.ports import Credentials, Sessions
@@ -37,7 +37,6 @@ BACKLOG: Final = 2048
 REVOCATION_INTERVAL_S: Final = 0.5
 """How long a connection outlives its token, at most."""
 
-MAX_HEAD_BYTES: Final = 64 * 1024
 NOTSENT_LOWAT_BYTES: Final = 16 * 1024
 """How much unsent data the kernel takes; without a bound, megabytes before a client counts as congested."""
 

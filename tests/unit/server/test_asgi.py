@@ -106,6 +106,14 @@ async def test_a_route_without_a_role_is_not_served() -> None:
     assert (await get(guard, "/known", method="POST"))[0] == 405
 
 
+async def test_a_head_that_is_too_large_is_refused_however_it_is_made_up() -> None:
+    app = create_app(new_entrance())
+    assert (await get(app, "/healthz", headers={"x": "x" * 65_000}))[0] == 200
+    assert (await get(app, "/healthz", headers={"x": "x" * 65_536}))[0] == 431
+    assert (await get(app, "/healthz", headers={f"x-{n}": "x" * 100 for n in range(700)}))[0] == 431
+    assert (await get(app, "/" + "x" * 65_536))[0] == 431
+
+
 @pytest.mark.parametrize(
     ("needed", "authorization", "expected"),
     [
