@@ -30,11 +30,12 @@ def expect(is_so: bool, what: str, found: object) -> None:  # noqa: FBT001 - rea
 class Wire(asyncio.Protocol):
     """One WebSocket connection that takes as little CPU as can be, for the machine has few cores to share.
 
-    Knows no fragments, no message above 64 KiB and of control frames only the heartbeat's: nothing else comes here.
+    Knows no fragments, no message above 64 KiB, and of control frames ping and close: nothing else comes here.
     """
 
     def __init__(self, on_message: Callable[[bytes], None]) -> None:
         self.on_message = on_message
+        self.on_lost: Callable[[], None] = lambda: None
         self.messages = 0
         self.message_bytes = 0
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -73,6 +74,9 @@ class Wire(asyncio.Protocol):
                 self.transport.write(b"\x8a\x80\0\0\0\0")
                 at = start
                 continue
+            if data[at] == 0x88:
+                self.transport.close()
+                return
             expect(data[at] == 0x81, "a text message", data[at:start])
             at = start + size
             self.messages += 1
@@ -84,6 +88,7 @@ class Wire(asyncio.Protocol):
         """Ends a wait for the upgrade."""
         if not self.opened.done():
             self.opened.set_exception(exc or ConnectionError("closed before the upgrade"))
+        self.on_lost()
 
     def send(self, message: bytes) -> None:
         """Sends a text message, masked with zeros."""

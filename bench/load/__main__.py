@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from bench.figures import Figure
-from bench.load import connections, flood
+from bench.load import churn, connections, flood, slow
 from bench.load.size import SMALL, WHOLE, Size
 from bench.report import ROOT, finish, host
 
-KINDS: Final = {kind.__name__.removeprefix("bench.load."): kind.measure for kind in (connections, flood)}
+KINDS: Final = {kind.__name__.removeprefix("bench.load."): kind.measure for kind in (connections, slow, churn, flood)}
 PACKAGES: Final = ("websockets", "uvicorn", "msgspec", "cryptography")
 
 

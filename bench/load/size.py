@@ -17,6 +17,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
         rounds: of coming and going; memory is compared from the second one on.
         newcomers: that ask for a first token beside each crowd.
         measured_s: for which tokens are watched.
+        hello_timeout_s: of the server, for those who say none.
     """
 
     connections: int
@@ -25,7 +26,10 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     newcomers: int
     measured_s: float
+    hello_timeout_s: float
 
 
-WHOLE: Final = Size(connections=1_000, churners=80, comings=200, rounds=5, newcomers=40, measured_s=5.0)
-SMALL: Final = Size(connections=100, churners=8, comings=20, rounds=3, newcomers=5, measured_s=1.0)
+WHOLE: Final = Size(
+    connections=1_000, churners=80, comings=200, rounds=5, newcomers=40, measured_s=5.0, hello_timeout_s=10.0
+)
+SMALL: Final = Size(connections=100, churners=8, comings=20, rounds=3, newcomers=5, measured_s=1.0, hello_timeout_s=1.0)
