@@ -4,10 +4,11 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome-stable google-chrome
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench bench-load bench-engine bench-gpu clean
+.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,13 +21,13 @@ demo: setup ## start a server, ask, cut the line, kill the server, and show that
 serve: setup ## run the server in the foreground
 	@$(BIN)/llmws serve
 
-test: $(VENV)/dev.stamp ## run every test of the short profile
+test: $(VENV)/dev.stamp browser ## run every test of the short profile
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-fast: $(VENV)/dev.stamp ## run the pure tests only
 	@$(BIN)/python -m pytest tests/unit tests/property
 
-e2e: $(VENV)/dev.stamp ## run the tests that drive real processes and terminals
+e2e: $(VENV)/dev.stamp browser ## run the tests that drive real processes, terminals and a browser
 	@$(BIN)/python -m pytest tests/e2e
 
 kills: $(VENV)/dev.stamp ## kill the server at 50 random tokens, greedy and seeded
@@ -90,6 +91,14 @@ $(VENV)/dev.stamp: $(VENV)/server.stamp
 	@echo "Installing the tools of the tests …"
 	@$(PIP) --group dev
 	@touch $@
+
+# Where there is no browser, root gets Debian's; anybody else is told by the tests that need one.
+browser:
+	@for browser in "$$BROWSER" $(BROWSERS); do command -v "$$browser" >/dev/null && exit; done; \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		echo "Installing a browser for the tests …"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium-headless-shell; \
+	else false; fi || echo "tests/e2e/test_browser.py needs a browser; on Debian: apt-get install chromium-headless-shell"
 
 $(VENV)/bench.stamp: $(VENV)/server.stamp
 	@$(PIP) --group bench
