@@ -155,6 +155,8 @@ def serve(config: Config, places: Places, *, ready_file: Path | None = None, par
     # The default of 5 ms, for which the loop waits whenever torch holds the interpreter, would be felt in every frame.
     sys.setswitchinterval(0.0005)
     os.umask(0o077)
+    # The memory of a server that crashed holds prompts, keys and tokens; its children take the limit over.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     _raise_file_limit(config.limits.max_connections)
     check_exposure(config)
 

@@ -6,10 +6,13 @@ import base64
 import http.client
 import json
 import re
+import resource
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -35,10 +38,23 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     box.end()
     box.start()
     converse(box)
-    box.children = [psutil.Process(box.process.pid), *psutil.Process(box.process.pid).children(recursive=True)]
-    box.seen = [(each.cmdline(), each.environ()) for each in box.children]
+    box.processes = [seen(each) for each in psutil.Process(box.process.pid).children(recursive=True)]
+    box.processes.append(seen(psutil.Process(box.process.pid)))
     assert box.end(signal.SIGTERM) == 0
     return box
+
+
+class Seen(NamedTuple):
+    """A process of the server, as the machine shows it."""
+
+    command: list[str]
+    environ: dict[str, str]
+    core_bytes: int
+
+
+def seen(process: psutil.Process) -> Seen:
+    limit = resource.prlimit(process.pid, resource.RLIMIT_CORE) if sys.platform == "linux" else (0, 0)
+    return Seen(process.cmdline(), process.environ(), limit[0])
 
 
 def converse(box: Box) -> None:
@@ -124,10 +140,15 @@ def test_every_file_of_the_state_is_its_owner_s_alone(box: Box) -> None:
 
 def test_no_command_line_and_no_environment_holds_a_secret(box: Box) -> None:
     """`ps` shows the one to every account, and a child process is given the other: CWE-214."""
-    assert len(box.seen) > 1, "the prompt process is one of them"
-    for command, environ in box.seen:
-        shown = " ".join([*command, *environ.values()])
+    assert len(box.processes) > 1, "the prompt process is one of them"
+    for process in box.processes:
+        shown = " ".join([*process.command, *process.environ.values()])
         assert [secret for secret in secrets_of(box) if secret in shown] == []
+
+
+def test_a_crash_leaves_no_memory_on_the_disk(box: Box) -> None:
+    """A core dump holds every prompt, key and token there was, in the clear: CWE-528."""
+    assert [process.core_bytes for process in box.processes] == [0] * len(box.processes)
 
 
 def test_a_one_time_code_is_shown_on_a_terminal_only(box: Box) -> None:
