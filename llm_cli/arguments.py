@@ -19,7 +19,7 @@ Without a prompt, on a terminal: an interactive chat (/help there).
 Piped input is part of the prompt:  cat notes.txt | llm "summarise"
 An answer cut short goes on:        llm --session UUID
 
-exit status: 0 ok, 1 error, 2 usage, 3 unreachable, 4 unauthorized, 5 generation failed, 130 interrupted
+exit status: 0 ok, 1 error, 2 usage, 3 unreachable or not trusted, 4 unauthorized, 5 generation failed, 130 interrupted
 """
 
 _SAMPLING = (

@@ -80,12 +80,16 @@ def _has_moved(record: Record, servers: list[LocalServer]) -> bool:
 
 
 def _own(url: str, servers: list[LocalServer]) -> LocalServer | None:
-    """The server on this account which listens at `url`."""
-    if not is_loopback(url):
-        return None
+    """The server on this account which listens at `url`; at loopback under any of its names."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "wss" else 80)
-    return next((server for server in servers if server.port == port), None)
+    for server in servers:
+        is_there = urlsplit(server.ws_url).hostname == parts.hostname or (
+            is_loopback(url) and is_loopback(server.ws_url)
+        )
+        if is_there and server.port == port:
+            return server
+    return None
 
 
 def _token(options: Options, own: LocalServer | None) -> str | None:

@@ -27,9 +27,9 @@ def local(tmp_path, monkeypatch):
     announce(tmp_path, port=9000)
 
 
-def announce(place, *, port, scheme="ws", tls_cert=None):
+def announce(place, *, port, scheme="ws", host="127.0.0.1", tls_cert=None):
     path = place / "llmws" / "servers" / f"{port}.json"
-    ready = {"url": "", "ws_url": f"{scheme}://127.0.0.1:{port}/v1/ws", "port": port, "pid": os.getpid()}
+    ready = {"url": "", "ws_url": f"{scheme}://{host}:{port}/v1/ws", "port": port, "pid": os.getpid()}
     path.write_text(json.dumps(ready | {"token_file": str(place / "token"), "tls_cert": tls_cert}))
     path.chmod(0o600)
 
@@ -113,6 +113,15 @@ def test_a_url_without_a_port_is_its_schemes_and_not_the_servers_usual_one(local
     assert choose(parse(["--url", f"{scheme}://localhost"]), None).token is None
     announce(tmp_path, port=port)
     assert choose(parse(["--url", f"{scheme}://localhost"]), None).token == "mine"
+
+
+def test_a_server_that_does_not_listen_on_loopback_is_known_by_its_address(local, tmp_path):
+    """What listens at the same port of a loopback address is another's, and is not shown the token."""
+    announce(tmp_path, port=9000, host="192.0.2.1")
+    assert choose(parse([]), None)[:2] == ("ws://192.0.2.1:9000/v1/ws", "mine")
+    assert choose(parse(["--host", "192.0.2.1", "--port", "9000"]), None).token == "mine"
+    assert choose(parse(["--host", "192.0.2.2", "--port", "9000"]), None).token is None
+    assert choose(parse(["--port", "9000"]), None).token is None
 
 
 @pytest.mark.parametrize(
