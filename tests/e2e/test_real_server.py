@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.real_server import ROOT, RealServer
+from tests.support.real_server import ROOT, LoudServer, RealServer
 
 TIMEOUT_S = 60
 CANARY = "zanzibar-quartz-1789"
@@ -142,8 +142,8 @@ def test_a_prompt_that_is_too_long_is_accepted_and_ends_in_an_error(server):
 
 
 def test_neither_prompt_nor_answer_nor_token_is_readable_on_disk(tmp_path):
-    """Before and after acknowledgements, a stop and a kill; also in settings that quote the user, and in logs."""
-    server = RealServer(tmp_path, "--model", "llmws-guide")
+    """Before and after acknowledgements, a stop and a kill; also in settings that quote the user, and in loud logs."""
+    server = LoudServer(tmp_path, "--model", "llmws-guide")
     server.start()
     try:
         with Line(server) as line:
@@ -168,6 +168,7 @@ def test_neither_prompt_nor_answer_nor_token_is_readable_on_disk(tmp_path):
                 server.start()
                 server.stop()
         assert found(secrets, server) == []
+        assert "DEBUG:" in server.log()
     finally:
         server.close()
 

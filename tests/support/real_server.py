@@ -20,6 +20,8 @@ START_TIMEOUT_S = 60
 class RealServer:
     """One state folder, and the process that serves it now."""
 
+    program = ("-m", "llmws")
+
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
         self.arguments = arguments
@@ -49,7 +51,7 @@ class RealServer:
         """Returns once the socket listens; the model may still be loading."""
         ready = self.folder / "ready.json"
         ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "llmws", "serve", "--port", str(self.port), "--ready-file", str(ready)]
+        command = [sys.executable, *self.program, "serve", "--port", str(self.port), "--ready-file", str(ready)]
         command += ["--state-dir", str(self.state), "--config", str(self.folder / "config.json"), *self.arguments]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment, cwd=ROOT)
@@ -95,3 +97,12 @@ class RealServer:
 
     def log(self) -> str:
         return (self.folder / "server.log").read_text()
+
+
+class LoudServer(RealServer):
+    """One that logs all that any library has to say."""
+
+    program = (
+        "-c",
+        "import logging, sys; logging.basicConfig(level=logging.DEBUG); from llmws.cli import main; sys.exit(main())",
+    )
