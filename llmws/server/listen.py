@@ -34,6 +34,10 @@ from llmws.server.websocket import STOP_TIMEOUT_S, WebSocketProtocol
 BACKLOG: Final = 2048
 """With 100 a good client waited a second beside 200 slow ones."""
 
+ACCEPTED_AT_ONCE: Final = 32
+"""New connections that are taken before those that are there have their turn: some milliseconds' work. A thousand that
+came at once kept everybody waiting for half a second."""
+
 REVOCATION_INTERVAL_S: Final = 0.5
 """How long a connection outlives its token, at most."""
 
@@ -168,7 +172,7 @@ def configure(entrance: Entrance, tls: ssl.SSLContext | None) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=BACKLOG,
+        backlog=ACCEPTED_AT_ONCE,  # asyncio accepts as many in a row as it was told to let wait: see `startup`
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_graceful_shutdown=int(STOP_TIMEOUT_S) + 1,
     )
@@ -204,6 +208,8 @@ class _Uvicorn(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
         self._listening.set()
 
     def cut(self) -> None:

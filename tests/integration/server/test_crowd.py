@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from itertools import pairwise
 
 from llmws.config import LimitsSection, ServerSection
-from tests.integration.server.harness import Serve
+from llmws.server.listen import ACCEPTED_AT_ONCE
+from tests.integration.server.harness import TIMEOUT_S, Running, Serve
 
 
 async def test_two_hundred_clients_are_served_beside_two_hundred_idle_ones(serve: Serve) -> None:
@@ -20,6 +24,19 @@ async def test_two_hundred_clients_are_served_beside_two_hundred_idle_ones(serve
     answers = await asyncio.gather(*(one(n) for n in range(200)))
     assert answers == [f'{{"type":"ack","seq":{n}}}' for n in range(200)]
     assert not any(client.reader.at_eof() for client in idle)
+
+
+async def test_of_many_that_come_at_once_few_are_taken_at_a_time(running: Running) -> None:
+    """The others wait in the kernel's queue, which is long, while those that are there have their turn."""
+    with contextlib.ExitStack() as clients:
+        for _ in range(200):  # the server, on this thread, has no turn meanwhile
+            clients.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=5))
+        counts = [0]
+        async with asyncio.timeout(TIMEOUT_S):
+            while counts[-1] < 200:
+                await asyncio.sleep(0)
+                counts.append(running.server.connections)
+        assert max(after - before for before, after in pairwise(counts)) <= ACCEPTED_AT_ONCE
 
 
 async def test_above_the_limit_of_an_address_the_oldest_without_a_hello_goes(serve: Serve) -> None:
