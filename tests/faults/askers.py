@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from llmws.client import Backoff, Client, Connected, Disconnected, Generation, Position
-from tests.faults.journal import Acknowledged, Journal, Lost, Opened, Seen
+from tests.faults.journal import Acknowledged, Asked, Journal, Lost, Opened, Seen
 from tests.faults.judge import Question
 from tests.support.model_client import ModelClient
 
@@ -61,6 +61,7 @@ class ClientAsker:
                 await self._read(answer)
             for question in questions:
                 if question.request_id not in self._journal.ended:
+                    self._journal.note(Asked(question.request_id))
                     await self._read(
                         client.generate(
                             question.prompt, request_id=question.request_id, max_tokens=question.count, seed=1
@@ -156,6 +157,7 @@ class FrameAsker:
         self._journal.note(Opened(welcome["session_id"], welcome["epoch"], waited_ms))
 
     async def _ask(self, line: ClientConnection, question: Question) -> None:
+        self._journal.note(Asked(question.request_id))
         await line.send(
             json.dumps(
                 {
@@ -168,6 +170,7 @@ class FrameAsker:
         )
         while question.request_id not in self._model.terminals:
             await self._receive(line)
+        self._model.story.payloads.clear()  # for comparing what several clients of a session are told
         if self._chance.random() < 0.2:
             self._journal.note(Acknowledged(self._model.last_seq))
             self._model.ack(self._model.last_seq)

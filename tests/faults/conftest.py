@@ -9,6 +9,8 @@ _TALLY = pytest.StashKey[Tally]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=20, help="how often a server is killed with -9, over all kinds")
+    parser.addoption("--client-kills", type=int, default=4, help="how often a client of each kind is killed with -9")
+    parser.addoption("--every-bit", action="store_true", help="flip all bits under whole openings, of longer logs too")
     parser.addoption("--network-runs", type=int, default=40, help="how many users ask through a bad network")
     parser.addoption("--network-seed", type=int, help="repeat this one of the runs through it")
 
@@ -25,6 +27,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Tally:
     return request.config.stash[_TALLY]
+
+
+@pytest.fixture
+def client_kills(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--client-kills")
 
 
 @pytest.fixture

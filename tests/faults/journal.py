@@ -61,11 +61,17 @@ class Lost(Entry, frozen=True, tag="lost"):
     why: str
 
 
+class Asked(Entry, frozen=True, tag="asked"):
+    """A request is about to be made."""
+
+    request_id: str
+
+
 class Restarted(Entry, frozen=True, tag="restarted"):
     """A process goes on where an earlier one was killed."""
 
 
-AnyEntry = Opened | Seen | Acknowledged | Lost | Restarted
+AnyEntry = Opened | Asked | Seen | Acknowledged | Lost | Restarted
 _DECODER = msgspec.json.Decoder(AnyEntry)
 _ENCODER = msgspec.json.Encoder()
 
@@ -74,34 +80,43 @@ class Journal:
     """A user's memory.
 
     Args:
-        path: of the file that holds it across processes; None for one that needs none.
+        path: of the file that holds it across processes; None: it is held in memory.
 
     Attributes:
-        entries: all, the oldest first.
         session_id: of the session attached to last.
         last: the newest event.
-        ended: the requests that have come to their end.
+        asked, ended: the requests that were made, and those that have come to their end.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.entries: list[AnyEntry] = []
         self.session_id: str | None = None
         self.last: Seen | None = None
+        self.asked: set[str] = set()
         self.ended: set[str | None] = set()
+        self._path = path
+        self._held: list[AnyEntry] = []
         self._fd: int | None = None
         if path is not None:
-            for entry in read(path):
+            earlier = read(path)
+            for entry in earlier:
                 self._take(entry)
             whole_bytes = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.ftruncate(self._fd, whole_bytes)
-            if self.entries:
+            if earlier:
                 self.note(Restarted())
+
+    @property
+    def entries(self) -> list[AnyEntry]:
+        """All of them, the oldest first."""
+        return self._held if self._path is None else read(self._path)
 
     def note(self, entry: AnyEntry) -> None:
         """Keeps an entry; once it returns no kill of this process undoes it."""
         if self._fd is not None:
             os.write(self._fd, _ENCODER.encode(entry) + b"\n")
+        else:
+            self._held.append(entry)
         self._take(entry)
 
     def see(self, message: msgspec.Struct | dict[str, Any]) -> Seen:
@@ -118,13 +133,15 @@ class Journal:
             self._fd = None
 
     def _take(self, entry: AnyEntry) -> None:
-        self.entries.append(entry)
-        if isinstance(entry, Opened):
-            self.session_id = entry.session_id
-        elif isinstance(entry, Seen):
-            self.last = entry
-            if entry.is_terminal:
-                self.ended.add(entry.request_id)
+        match entry:
+            case Opened(session_id):
+                self.session_id = session_id
+            case Asked(request_id):
+                self.asked.add(request_id)
+            case Seen():
+                self.last = entry
+                if entry.is_terminal:
+                    self.ended.add(entry.request_id)
 
 
 def read(path: Path) -> list[AnyEntry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -40,6 +40,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         cuts: connections lost.
         kills: how often the user's process was killed.
         cuts_in_answers, kills_in_answers: of these, in the middle of an answer.
+        continued: answers that a restarted server went on with.
         waits_ms: from each loss to the next welcome.
     """
 
@@ -53,6 +54,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     cuts_in_answers: int = 0
     kills: int = 0
     kills_in_answers: int = 0
+    continued: int = 0
     waits_ms: tuple[float, ...] = ()
 
     @property
@@ -74,11 +76,17 @@ def judge(entries: Iterable[AnyEntry], questions: Sequence[Question], *, is_scri
     """
     entries = list(entries)
     seen = [each for each in entries if isinstance(each, Seen)]
-    verdict = Verdict(events=len(seen), wrong=tuple(_disorder(entries, questions)), **_losses(entries))
-    for question in questions:
-        events = [each for each in seen if each.request_id == question.request_id]
-        verdict += _judge_answer(question, events, is_scripted)
-    return verdict
+    verdict = Verdict(
+        events=len(seen),
+        wrong=tuple(_disorder(entries, questions)),
+        continued=sum(each.code == "resumed_after_restart" for each in seen),
+        **_losses(entries),
+    )
+    events: dict[str | None, list[Seen]] = defaultdict(list)
+    for each in seen:
+        events[each.request_id].append(each)
+    verdicts = [_judge_answer(question, events[question.request_id], is_scripted) for question in questions]
+    return sum(verdicts, verdict)
 
 
 def _judge_answer(question: Question, events: Sequence[Seen], is_scripted: bool) -> Verdict:

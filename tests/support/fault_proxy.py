@@ -266,6 +266,7 @@ class _Connection:
                 data = data[: int(room_bytes)]
             for number in range(min(dribble_bytes, len(data))):
                 writer.write(data[number : number + 1])
+                await writer.drain()
                 await asyncio.sleep(0)
             writer.write(data[dribble_bytes:])
             await writer.drain()

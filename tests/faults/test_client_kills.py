@@ -1,0 +1,157 @@
+"""`kill -9` of clients in mid-answer: what the next process of the same user gets is exactly what was missing."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.llm_cli.terminal import ROOT, command, environment
+from tests.faults.chaos.storm import UsersProcess
+from tests.faults.chaos.users import User, Users, journal_path
+from tests.faults.journal import Asked, read
+from tests.faults.judge import judge
+from tests.faults.streaming_server import StreamingServer
+
+TIMEOUT_S = 30
+SIZE_BYTES = 10
+COUNT = 300
+ANSWER = "".join(str(number % 10) * SIZE_BYTES for number in range(COUNT)) + "\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamingServer]:
+    server = StreamingServer(tmp_path_factory.mktemp("server"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+async def grows(path: Path, done: Callable[[], bool]) -> None:
+    """Waits until what a process writes to a file is enough."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not (path.exists() and done()):  # noqa: ASYNC110 - another process writes
+            await asyncio.sleep(0.002)
+
+
+class OneShot:
+    """A user who asks with `llm` and, whenever it was killed, lets it go on; all output ends up in one file."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self._folder = folder
+        self._url = url
+        self.shown = folder / "shown"
+        self.shown.touch()
+
+    async def start(self, *arguments: str) -> None:
+        with self.shown.open("ab") as out, (self._folder / "complaints").open("ab") as complaints:
+            self._process = await asyncio.create_subprocess_exec(
+                *command(arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=complaints,
+                env=environment(self._folder),
+                cwd=ROOT,
+            )
+
+    async def ask(self) -> None:
+        await self.start("--url", self._url, "--max-tokens", str(COUNT), "--seed", "1", str(SIZE_BYTES))
+
+    async def kill_at(self, size_bytes: int, *, and_its_scribe: bool = False) -> None:
+        """`kill -9` as soon as so much is shown."""
+        await grows(self.shown, lambda: self.shown.stat().st_size >= size_bytes)
+        victims = psutil.Process(self._process.pid).children() if and_its_scribe else []
+        self._process.kill()
+        for victim in victims:
+            victim.kill()
+        await self._process.wait()
+
+    async def go_on(self) -> None:
+        await self.start("--continue")
+
+    async def end(self) -> int:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await self._process.wait()
+
+
+async def test_llm_shows_what_is_missing_and_no_more(
+    server: StreamingServer, tmp_path: Path, client_kills: int
+) -> None:
+    """Killed again and again, also while it goes on: what is shown over all processes is the answer."""
+    chance = random.Random(1)
+    cut = 0
+    for number in range((client_kills + 1) // 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        user = OneShot(folder, server.ws_url)
+        await user.ask()
+        for size_bytes in sorted(chance.randrange(1, len(ANSWER) * 3 // 4) for _ in range(2)):
+            await user.kill_at(size_bytes)
+            cut += user.shown.stat().st_size < len(ANSWER)
+            await user.go_on()
+        assert await user.end() == 0
+        assert user.shown.read_text() == ANSWER
+    assert cut >= client_kills // 2, "too few kills came in the middle"
+    print(f"{client_kills} kills of llm, {cut} in the middle of the answer: 0 lost, 0 repeated")
+
+
+async def test_nothing_is_lost_either_when_the_scribe_dies_with_it(server: StreamingServer, tmp_path: Path) -> None:
+    """Then the last piece may come again, and nothing more."""
+    user = OneShot(tmp_path, server.ws_url)
+    await user.ask()
+    await user.kill_at(len(ANSWER) // 3, and_its_scribe=True)
+    shown = user.shown.read_text()
+    await user.go_on()
+    assert await user.end() == 0
+    rest = user.shown.read_text().removeprefix(shown)
+
+    assert ANSWER.startswith(shown)
+    assert ANSWER.endswith(rest)
+    assert len(shown) < len(ANSWER) <= len(shown) + len(rest)
+
+
+@pytest.mark.parametrize("has_product_client", [True, False], ids=["llmws.client", "bare frames"])
+async def test_a_program_goes_on_from_its_cursor_file(
+    server: StreamingServer, tmp_path: Path, client_kills: int, has_product_client: bool
+) -> None:
+    """Killed at a random event, it is told everything after what it had written down, and nothing else."""
+    user = User("user", server.ws_url, has_product_client)
+    plan = Users(
+        users=[user],
+        folder=str(tmp_path),
+        seed="cursor",
+        token=None,
+        prompts=[],
+        most_tokens=COUNT,
+        heartbeat_s=20.0,
+    )
+    journal = journal_path(tmp_path, user)
+    chance = random.Random(2)
+    process = UsersProcess(plan, tmp_path / "log")
+    try:
+        for _ in range(client_kills):
+            enough_bytes = (journal.stat().st_size if journal.exists() else 0) + chance.randrange(100, 30_000)
+            await grows(journal, lambda size=enough_bytes: journal.stat().st_size >= size)
+            assert process.status is None, process.log()
+            await asyncio.to_thread(process.kill_and_start)
+        (tmp_path / "enough").touch()
+        async with asyncio.timeout(TIMEOUT_S):
+            while process.status is None:  # noqa: ASYNC110 - another process ends
+                await asyncio.sleep(0.01)
+        assert process.status == 0, process.log()
+    finally:
+        process.end()
+    entries = read(journal)
+    asked = list(dict.fromkeys(each.request_id for each in entries if isinstance(each, Asked)))
+    verdict = judge(entries, list(itertools.islice(plan.questions(user), len(asked))))
+
+    assert verdict.is_good, verdict
+    assert verdict.kills == client_kills
+    assert verdict.kills_in_answers >= client_kills // 2
