@@ -14,6 +14,7 @@ from llmws.server.page import load_page
 from llmws.store.tokens import TokenFile
 from tests.e2e.llm_cli.terminal import DEADLINE_S, ROOT, Terminal, environment
 from tests.support.browser import Browser
+from tests.support.certificates import Authority
 
 SERVER = (sys.executable, str(ROOT / "tests/support/scripted_server.py"))
 
@@ -27,23 +28,23 @@ async def browser(tmp_path):
 @contextlib.asynccontextmanager
 async def server(folder, *arguments):
     """A server on a terminal, once a model serves; and what the terminal shows."""
-    program = (*SERVER, str(folder), *arguments)
+    # No browser is asked to be quick, on whatever machine.
+    program = (*SERVER, str(folder), "--hello-timeout-s", "10", *arguments)
     async with Terminal(folder, program=program, PYTHONPATH=str(ROOT)) as terminal:
         await terminal.sees("ready\n")
         yield terminal
 
 
-@pytest.fixture
-async def terminal(tmp_path):
-    async with server(tmp_path) as terminal:
-        yield terminal
-
-
-@pytest.fixture
-def address(terminal):
+def address_on(terminal):
     """What the terminal shows to be opened in a browser."""
-    (address,) = re.findall(r"http://127\.0\.0\.1:\d+/#code=[\w-]+", terminal.text)
+    (address,) = re.findall(r"https?://127\.0\.0\.1:\d+/#code=[\w-]+", terminal.text)
     return address
+
+
+@pytest.fixture
+async def address(tmp_path):
+    async with server(tmp_path) as terminal:
+        yield address_on(terminal)
 
 
 class Pages:
@@ -187,6 +188,16 @@ async def test_where_no_token_is_asked_for_the_page_needs_none(browser, tmp_path
         ready = json.loads((tmp_path / "ready.json").read_bytes())
         tab = await browser.open(ready["url"])
         await tab.sees("Connected\n\nllmws-guide serves.")
+
+
+async def test_over_tls_the_page_is_the_same(browser, tmp_path):
+    certificate = Authority(tmp_path / "authority").issue("127.0.0.1")
+    async with server(tmp_path, "--tls", str(certificate)) as terminal:
+        address = address_on(terminal)
+        tab = await browser.open(address, trust_all=True)
+        await tab.sees("Signed in\n\nllmws-guide serves.")
+        home = address.partition("#")[0]
+        assert tab.requested() == {home, f"{home}v1/auth/exchange", f"{home.replace('https', 'wss')}v1/ws"}
 
 
 @pytest.mark.parametrize("page", ["FOREIGN", "SANDBOX"])

@@ -58,8 +58,14 @@ class Browser:
             await self._reader
             await self._process.wait()
 
-    async def open(self, url: str, *, bypass_csp: bool = False) -> Tab:
-        """A new tab that shows `url`; with `bypass_csp` no policy holds its scripts back."""
+    async def open(self, url: str, *, bypass_csp: bool = False, trust_all: bool = False) -> Tab:
+        """A new tab that shows `url`.
+
+        Args:
+            url: where it begins.
+            bypass_csp: whether no policy holds its scripts back.
+            trust_all: whether every certificate is good enough.
+        """
         target = await self.call("Target.createTarget", {"url": "about:blank"})
         attached = await self.call("Target.attachToTarget", {"targetId": target["targetId"], "flatten": True})
         tab = Tab(self, attached["sessionId"])
@@ -67,6 +73,7 @@ class Browser:
         for domain in ("Page", "Network", "Runtime"):
             await tab.call(f"{domain}.enable")
         await tab.call("Page.setBypassCSP", {"enabled": bypass_csp})
+        await tab.call("Security.setIgnoreCertificateErrors", {"ignore": trust_all})
         await tab.go(url)
         return tab
 

@@ -1,10 +1,11 @@
 """A real server process whose engine says what its script says, one step for each line on standard input.
 
-Usage: scripted_server.py FOLDER [--no-auth]. Prints a line once a model is loaded, and one for each step done.
+Prints a line once a model is loaded, and one for each step done.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import threading
@@ -39,7 +40,13 @@ class StillProbe:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING)
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--no-auth", action="store_true")
+    parser.add_argument("--hello-timeout-s", type=float, default=0.5)
+    parser.add_argument("--tls", type=Path, help="a certificate and its key in one file")
+    options = parser.parse_args()
+    folder = options.folder
     engine = scripted_engine()
     taken = threading.Event()
     take = engine.take
@@ -67,12 +74,18 @@ def main() -> None:
     settings = config.override(
         config.Config(),
         {
-            "server": {"port": 0, "hello_timeout_s": 0.5, "drain_s": 0},
-            "auth": {"required": "--no-auth" not in sys.argv},
+            "server": {"port": 0, "hello_timeout_s": options.hello_timeout_s, "drain_s": 0},
+            "auth": {"required": not options.no_auth},
             "generation_defaults": {"max_new_tokens": 100},
         },
     )
-    where = places.Places(folder / "state", folder / "models", folder / "state" / "models", None)
+    where = places.Places(
+        folder / "state",
+        folder / "models",
+        folder / "state" / "models",
+        tls_cert=options.tls,
+        tls_key=options.tls,
+    )
     parts = app.Parts(engine=engine, probe=StillProbe(), prompts=ScriptedPrompts(), models=OneModel())
     app.serve(settings, where, ready_file=ready, parts=parts)
 

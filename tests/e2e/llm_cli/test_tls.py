@@ -1,8 +1,12 @@
 """`llm` as a process, and servers with TLS."""
 
+import asyncio
+import sys
+
 import pytest
 
-from tests.e2e.llm_cli.terminal import Terminal, run
+from llmws.client.discovery import local_servers
+from tests.e2e.llm_cli.terminal import ROOT, Terminal, run
 from tests.integration.client.fake_server import FakeServer
 from tests.support.certificates import Authority, serving
 
@@ -48,3 +52,19 @@ async def test_a_token_that_can_be_read_on_its_way_is_warned_of_once(tmp_path):
     status, _, err = await run(tmp_path, *arguments)
     said = "llm: the token can be read on its way to ws://192.0.2.1/v1/ws; use https:// or wss://, or a tunnel"
     assert (status, err.splitlines()[0], err.count("can be read")) == (3, said, 1)
+
+
+async def test_this_accounts_server_is_found_and_believed_without_a_word(authority, tmp_path):
+    """Although its certificate is for another name, and of an authority that nobody knows."""
+    server = (sys.executable, str(ROOT / "tests/support/scripted_server.py"), str(tmp_path))
+    arguments = ("--tls", str(authority.issue("llm.example")))
+    async with Terminal(tmp_path, program=(*server, *arguments), PYTHONPATH=str(ROOT)) as terminal:
+        await terminal.sees("ready\n")
+        (wss,) = (each.ws_url for each in local_servers({"XDG_STATE_HOME": str(tmp_path)}))
+        assert wss.startswith("wss://127.0.0.1:")
+        async with Terminal(tmp_path, "hi") as asked:
+            ended = asyncio.ensure_future(asked.end())
+            while not ended.done():
+                terminal.type("step\n")
+                await asyncio.wait({ended}, timeout=0.05)
+        assert (asked.returncode, asked.text) == (0, "Hello\n")
