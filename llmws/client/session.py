@@ -62,6 +62,7 @@ class Session:
         self._acks = Acknowledgements(window)
         self._answers: dict[str, Answer] = {}
         self._finished: dict[str, None] = {}
+        self._listed: list[str] = []
 
     @property
     def applied_seq(self) -> int:
@@ -114,8 +115,10 @@ class Session:
         if is_anothers and 0 < welcome.head_seq == self._cursor.last_seq:
             # It may be paused, and that was said to an earlier client alone: nothing more comes that could tell.
             self._acks.paused(welcome.head_seq)
-        for request in welcome.requests:
-            self._answer(request.request_id).is_accepted = True
+        self._listed = [each.request_id for each in welcome.requests]
+        for request_id in self._listed:
+            if request_id in self._answers:
+                self._answers[request_id].is_accepted = True
         for answer in self.open_answers():
             self._say_again(answer)
 
@@ -149,6 +152,7 @@ class Session:
                 self._answers[request_id].reject(message)
             case m.Log(code="caught_up"):
                 self._give_up_unheard()
+                self._take_up_listed()
             case m.AckReceived():
                 pass
             case _:
@@ -244,6 +248,12 @@ class Session:
             for answer in self.open_answers():
                 if not answer.is_accepted:
                     answer.fail(TakenOverError("another client took the session over before it had this request"))
+
+    def _take_up_listed(self) -> None:
+        """What is open comes after what has ended and was replayed, which is older and must be collected first."""
+        for request_id in self._listed:
+            if request_id not in self._finished:
+                self._answer(request_id)
 
     def _begin_again(self) -> None:
         """The session is a new one: what had begun in the old one is lost, the rest is asked again."""

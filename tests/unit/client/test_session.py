@@ -3,6 +3,7 @@
 import hashlib
 from collections import deque
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -340,6 +341,40 @@ def test_answers_nobody_asked_for_here_are_kept_in_order():
         later.receive(frame)
     assert [answer.request_id for answer in later.uncollected] == ["r0", "r1"]
     assert [answer.text for answer in later.uncollected] == [TEXT, TEXT]
+
+
+def test_what_is_open_is_collected_after_what_ended_before_it():
+    """Whoever read the open one first would hold back the acknowledgement that it may be waiting for."""
+    server = PureServer()
+    for request_id in ("a", "b", "c"):
+        server.receive(m.Inference(request_id=request_id, prompt="hi"))
+    while server.open != ["b", "c"]:
+        server.work()
+    server.work()
+    later = Session(session_id="s", position=None, window=4, mode="takeover", client_name="t")
+    later.welcomed(server.attach(later.hello(None)))
+    for frame in server.wire:
+        later.receive(frame)
+    assert [answer.request_id for answer in later.uncollected] == ["a", "b", "c"]
+
+
+def test_what_ended_and_was_read_during_the_replay_is_not_collected_once_more():
+    world = World()
+    world.ask()
+    for _ in range(10):
+        world.send()
+        world.work()
+    later = Session(session_id="s", position=None, window=4, mode="takeover", client_name="t")
+    welcome = world.server.attach(later.hello(None))
+    later.welcomed(msgspec.structs.replace(welcome, requests=[m.RequestState(request_id="r0", state="running")]))
+    *replay, caught_up = world.server.wire
+    for frame in replay:
+        later.receive(frame)
+    answer = later.uncollected.popleft()
+    while answer.take() is not None:
+        later.settle()
+    later.receive(caught_up)
+    assert list(later.uncollected) == []
 
 
 def test_the_window_moves_as_events_arrive():
