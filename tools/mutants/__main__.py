@@ -40,7 +40,7 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory(prefix="llmws-mutants-") as name:
         copy = Path(name)
-        for part in ("llmws", "llm_cli", "tests"):
+        for part in ("llmws", "llm_cli", "tests", "web"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         for mutant in (each for each in MUTANTS if options.only in each.file or options.only in each.breaks):
