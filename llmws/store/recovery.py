@@ -98,7 +98,7 @@ def recover(
     for line in io.BytesIO(data):
         try:
             if line.startswith(HEADER_START):
-                cipher = _following(cipher, last_n, keys.read_header(line))
+                cipher = _following(cipher, ciphers, keys.read_header(line))
             else:
                 record = _next_record(cipher, last_n, first_n, line)
                 assert cipher is not None
@@ -130,10 +130,12 @@ def recover(
     )
 
 
-def _following(cipher: SegmentCipher | None, last_n: int | None, following: SegmentCipher) -> SegmentCipher:
-    """The segment that a header begins, if it may stand here."""
+def _following(
+    cipher: SegmentCipher | None, ciphers: dict[SegmentCipher, int], following: SegmentCipher
+) -> SegmentCipher:
+    """The segment that a header begins, if it may stand here: first, or after the last record of another segment."""
     segment = following.segment
-    if cipher is not None and (segment.base != last_n or segment.epoch < cipher.segment.epoch):
+    if cipher is not None and (ciphers.get(cipher) != segment.base or segment.epoch < cipher.segment.epoch):
         raise BadLineError
     return following
 
