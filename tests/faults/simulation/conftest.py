@@ -1,0 +1,16 @@
+"""How many histories are simulated, or which one."""
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--simulation-seeds", type=int, default=12, help="how many histories are simulated")
+    parser.addoption("--simulation-seed", type=int, help="simulate this one history")
+
+
+@pytest.fixture
+def simulation_seeds(request: pytest.FixtureRequest) -> range:
+    seed = request.config.getoption("--simulation-seed", default=None)
+    if seed is not None:
+        return range(seed, seed + 1)
+    return range(request.config.getoption("--simulation-seeds", default=12))

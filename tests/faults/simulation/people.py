@@ -1,0 +1,357 @@
+"""Who uses the simulated server: people with several devices that believe nothing, and programs with the real client.
+
+Each belongs to a principal with one session. Devices speak through the real WebSocket library and check every frame
+against the protocol (`ModelClient`); programs check that what `llmws.client` hands out is what the model said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from typing import Any, Literal, Protocol
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from llmws.client import Client
+from llmws.client.backoff import Backoff
+from llmws.client.errors import (
+    GenerationError,
+    RequestRejectedError,
+    TakenOverError,
+    UnreachableError,
+    WithdrawnError,
+)
+from llmws.client.generation import Generation
+from llmws.client.answer import Reset
+from llmws.protocol import messages as m
+from tests.faults.simulation.loop import VirtualLoop
+from tests.faults.simulation.script import breaks_off, whole_text
+from tests.support.model_client import ModelClient, Story
+
+URL = "ws://localhost:8765/v1/ws"
+SECRET = "whereabouts of the treasure"
+MOST_ASKED = 12
+REFUSALS = {"queue_full", "rate_limited", "no_model", "model_loading", "duplicate", "buffer_full"}
+ENDS = {"stop", "length", "cancelled", "interrupted", "model_failed", "buffer_full", "storage_failed"}
+
+
+class World(Protocol):
+    """What people know of the simulation."""
+
+    loop: VirtualLoop
+    seen: Counter[str]
+
+    @property
+    def is_calm(self) -> bool: ...
+
+    def note(self, who: str, what: str) -> None: ...
+
+    async def come_up(self) -> None: ...
+
+
+class Questions:
+    """What a principal has asked, and how each ended."""
+
+    def __init__(self, name: str, rng: random.Random) -> None:
+        self.asked: dict[str, dict[str, Any]] = {}
+        self.accepted: set[str] = set()
+        self.ends: dict[str, str] = {}
+        self.cancelled: set[str] = set()
+        self._name = name
+        self._rng = rng
+
+    @property
+    def open(self) -> list[str]:
+        return [request_id for request_id in self.asked if request_id not in self.ends]
+
+    def new(self) -> dict[str, Any]:
+        number = len(self.asked) + 1
+        request = self.asked[f"{self._name}.{number}"] = {
+            "request_id": f"{self._name}.{number}",
+            "prompt": f"{self._name}, {number}: what are the {SECRET}?",
+            "config": {"max_new_tokens": self._rng.choice((1, 10, 1000)), "do_sample": self._rng.random() < 0.5},
+        }
+        return request
+
+    def check(self, request_id: str, text: str, end: str | None) -> None:
+        """What came of an answer is what the model said, up to where it was ended. `end` None: that was not seen."""
+        question = self.asked[request_id]["prompt"]
+        whole = whole_text(question)
+        assert end is None or end in ENDS, f"{request_id} ended in {end}"
+        if end == "stop" or (end == "model_failed" and breaks_off(question)):
+            assert text == whole, f"{request_id}: wrong text"
+        else:
+            assert whole.startswith(text), f"{request_id}: wrong text"
+        assert end != "cancelled" or request_id in self.cancelled
+
+
+# --- people --------------------------------------------------------------------------------------------------------
+
+
+class Person:
+    """A session on two devices that take it from each other, and on a third that watches."""
+
+    def __init__(self, world: World, name: str, rng: random.Random) -> None:
+        self.world = world
+        self.name = name
+        self.story = Story()
+        self.questions = Questions(name, rng)
+        self.devices = [
+            Device(self, kind, mode, random.Random(f"{rng.random()}"))
+            for kind, mode in (("phone", "takeover"), ("laptop", "takeover"), ("page", "observe"))
+        ]
+
+    @property
+    def session_id(self) -> str | None:
+        return self.story.session_id if self.story.has_asked else None
+
+    async def live(self) -> None:
+        """Uses the session until the world is calm; then every device reads it to its end, and the first says so."""
+        async with asyncio.TaskGroup() as tasks:
+            for device in self.devices:
+                tasks.create_task(device.live())
+        phone = self.devices[0]
+        await phone.visit_until(lambda: not self.questions.open)
+        for device in self.devices[1:]:
+            if self.story.has_asked:
+                await device.visit_until(lambda device=device: device.model.last_seq >= phone.model.last_seq)
+        if self.story.has_asked:
+            await phone.visit_until(lambda: self.story.floor >= phone.model.last_seq and phone.acked_all)
+        for device in self.devices:
+            for request_id in device.model.started:
+                # A device that was away when the end was acknowledged has only the beginning.
+                end = device.model.terminals.get(request_id)
+                self.questions.check(request_id, device.model.texts.get(request_id, ""), end)
+
+    def take(self, message: dict[str, Any]) -> None:
+        """What a message means for the questions, whichever device it came to."""
+        request_id = message.get("request_id")
+        questions = self.questions
+        if message["type"] == "welcome":
+            questions.accepted.update(each["request_id"] for each in message["requests"])
+        if request_id is None:
+            return
+        if "seq" in message or message["type"] == "queue":
+            questions.accepted.add(request_id)
+            self.story.has_asked = True
+        if message["type"] in ("done", "error") and "seq" in message:
+            questions.ends[request_id] = message.get("finish_reason") or message["code"]
+        elif message["type"] == "error":
+            code = message["code"]
+            is_late_cancel = code == "bad_request" and request_id in questions.cancelled
+            assert is_late_cancel or code in REFUSALS, f"refused: {message}"
+            if code == "duplicate":
+                questions.ends.setdefault(request_id, "known")
+
+
+class Device:
+    """One of a person's devices, over all its connections."""
+
+    def __init__(self, person: Person, kind: str, mode: Literal["takeover", "observe"], rng: random.Random) -> None:
+        self.model = ModelClient(person.story, mode)
+        self.acked_all = False
+        self._person = person
+        self._world = person.world
+        self._name = f"{person.name}'s {kind}"
+        self._is_first = kind == "phone"
+        self._rng = rng
+        self._welcomed = asyncio.Event()
+
+    async def live(self) -> None:
+        while not self._world.is_calm:
+            await asyncio.sleep(self._rng.expovariate(1 / self._rng.choice((0.5, 5, 60))))
+            if self._is_first or self._person.story.has_asked:
+                await self.visit(self._rng.expovariate(1 / 20))
+
+    async def visit_until(self, done: Any) -> None:
+        while not done():
+            await self.visit(5.0, done)
+
+    async def visit(self, seconds: float, done: Any = lambda: False) -> None:
+        """Connects, uses the session for a while, and leaves in one way or another."""
+        try:
+            socket = await connect(URL, compression=None, proxy=None, close_timeout=2)
+        except ConnectionRefusedError:
+            await self._world.come_up()
+            return
+        except (OSError, InvalidHandshake, TimeoutError):
+            await asyncio.sleep(self._rng.random())
+            return
+        self._welcomed.clear()
+        acting = asyncio.create_task(self._act(socket, done))
+        try:
+            async with asyncio.timeout(seconds):
+                window = None if done() is not None and self._world.is_calm else self._rng.choice((None, 1, 5, 50))
+                await self._say(socket, {**self.model.hello(window=window), "auth": self._person.name})
+                while not done():
+                    self._take(json.loads(await socket.recv()))
+                    if self._rng.random() < 0.01 and not self._world.is_calm:
+                        await asyncio.sleep(self._rng.expovariate(1 / 10))
+        except (ConnectionClosed, TimeoutError):
+            pass
+        finally:
+            acting.cancel()
+            await asyncio.wait([acting])
+            if not acting.cancelled():
+                acting.result()
+            if self._rng.random() < 0.5:
+                socket.transport.abort()
+            await socket.close()
+        code = socket.close_code
+        self._world.note(self._name, f"closed {code}")
+        assert code in (1000, 1005, 1006, 1011, 1012, 4409, 4500, 4503, 4504, 4510), f"closed with {code}"
+        if code == 4409 and not self._world.is_calm:
+            await asyncio.sleep(self._rng.expovariate(1 / 20))
+
+    def _take(self, message: dict[str, Any]) -> None:
+        world = self._world
+        world.note(self._name, json.dumps(message))
+        if "seq" in message and "epoch" in message:
+            world.seen["events"] += 1
+            world.seen["lost"] += message["seq"] > self.model.last_seq + 1
+            world.seen["duplicated"] += message["seq"] <= self.model.last_seq
+        self.model.receive(message)
+        if message["type"] == "welcome":
+            world.seen["resumes" if message["status"] == "resumed" else f"{message['status']} sessions"] += 1
+            self._welcomed.set()
+        if message["type"] == "ack_received":
+            self.acked_all = message["floor_seq"] >= self.model.last_seq
+        self._person.take(message)
+
+    async def _say(self, socket: ClientConnection, message: dict[str, Any]) -> None:
+        self._world.note(self._name, f"> {json.dumps(message)}")
+        await socket.send(json.dumps(message))
+
+    async def _act(self, socket: ClientConnection, done: Any) -> None:
+        try:
+            await self._welcomed.wait()
+            questions = self._person.questions
+            if self.model.mode == "takeover":
+                for request_id in questions.open:
+                    await self._say(socket, {"type": "inference", **questions.asked[request_id]})
+            while True:
+                await asyncio.sleep(0.2 if self._world.is_calm else self._rng.expovariate(1 / 1.5))
+                await self._do_something(socket)
+        except ConnectionClosed:
+            pass
+
+    async def _do_something(self, socket: ClientConnection) -> None:
+        questions, chance = self._person.questions, self._rng.random()
+        if self._world.is_calm or chance < 0.45:
+            seq = self.model.last_seq if self._world.is_calm else self._rng.randint(0, self.model.last_seq)
+            self.model.ack(seq)
+            await self._say(socket, {"type": "ack", "seq": seq})
+        elif chance < 0.75:
+            if self.model.mode == "takeover" and len(questions.asked) < MOST_ASKED:
+                await self._say(socket, {"type": "inference", **questions.new()})
+        elif chance < 0.82:
+            if questions.open:
+                request_id = self._rng.choice(questions.open)
+                questions.cancelled.add(request_id)
+                await self._say(socket, {"type": "cancel", "request_id": request_id})
+        elif chance < 0.9:
+            await self._say(socket, {"type": "history", "limit": 5})
+        else:
+            await self._say(socket, {"type": "ping"})
+
+
+# --- programs ------------------------------------------------------------------------------------------------------
+
+
+class Program:
+    """A program that uses the real client, keeps its position, and goes on from there."""
+
+    def __init__(self, world: World, name: str, rng: random.Random) -> None:
+        self.questions = Questions(name, rng)
+        self.session_id: str | None = None
+        self._world = world
+        self._name = name
+        self._rng = rng
+        self._position: m.Position | None = None
+        self._pieces: dict[str, dict[int, str]] = {}
+
+    async def live(self) -> None:
+        while not (self._world.is_calm and not self.questions.open):
+            if not self._world.is_calm:
+                await asyncio.sleep(self._rng.expovariate(1 / self._rng.choice((0.5, 5, 60))))
+            await self._visit()
+        for request_id, end in self.questions.ends.items():
+            self.questions.check(request_id, "".join(self._pieces.get(request_id, {}).values()), end)
+
+    async def _visit(self) -> None:
+        client = Client(
+            URL,
+            self._name,
+            session_id=self.session_id,
+            position=self._position,
+            window=self._rng.choice((1, 10, 1024)),
+            connect_timeout_s=15,
+            reconnect_timeout_s=self._rng.choice((5, 60)),
+            backoff=Backoff(jitter=self._rng.random),
+        )
+        try:
+            await client.open()
+            async with asyncio.timeout(60 if self._world.is_calm else self._rng.expovariate(1 / 30)):
+                await self._use(client)
+        except (TimeoutError, TakenOverError):
+            pass  # taken over by a hello of one's own that was long on its way
+        except UnreachableError:
+            await self._world.come_up()
+        finally:
+            self.session_id, self._position = client.session_id or self.session_id, client.position or self._position
+            await client.close(ack=self._rng.random() < 0.7)
+
+    async def _use(self, client: Client) -> None:
+        async for generation in client.collect():
+            await self._read(generation)
+        for request_id in self.questions.open:
+            await self._read(self._ask(client, self.questions.asked[request_id]))
+        while not self._world.is_calm and len(self.questions.asked) < MOST_ASKED:
+            several = [self._ask(client, self.questions.new()) for _ in range(self._rng.randint(1, 3))]
+            for generation in several:
+                if self._rng.random() < 0.15:
+                    self.questions.cancelled.add(generation.request_id)
+                    generation.cancel()
+                await self._read(generation)
+            await asyncio.sleep(self._rng.expovariate(1 / 3))
+
+    def _ask(self, client: Client, request: dict[str, Any]) -> Generation:
+        return client.generate(
+            request["prompt"], request_id=request["request_id"], config=m.Sampling(**request["config"])
+        )
+
+    async def _read(self, generation: Generation) -> None:
+        """Reads an answer. A new client may repeat what one read out of turn; in itself it is without a gap."""
+        request_id, world = generation.request_id, self._world
+        pieces = self._pieces.setdefault(request_id, {})
+        next_index: int | None = None
+        try:
+            async for event in generation:
+                world.note(self._name, repr(event))
+                world.seen["events"] += not isinstance(event, m.Queue)
+                match event:
+                    case m.Token():
+                        assert next_index in (None, event.index), "a token was lost or repeated"
+                        next_index = event.index + len(event.ids)
+                        self._pieces[request_id] = pieces = {
+                            at: each for at, each in pieces.items() if at < event.index
+                        }
+                        pieces[event.index] = event.data
+                    case Reset():
+                        self._pieces[request_id] = pieces = {-1: event.text}
+                        next_index = None
+                    case m.Done():
+                        self._end(request_id, event.finish_reason)
+        except WithdrawnError:
+            pass
+        except GenerationError as error:
+            self._end(request_id, error.code)
+        except RequestRejectedError as error:
+            assert error.code in REFUSALS, f"refused: {error}"
+            assert error.code != "duplicate", "an answer was acknowledged that was not read to its end"
+
+    def _end(self, request_id: str, end: str) -> None:
+        assert self.questions.ends.setdefault(request_id, end) == end, "an answer ended twice"

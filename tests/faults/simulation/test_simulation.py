@@ -1,0 +1,59 @@
+"""The whole system under a virtual clock: one seed is one history of a server, its users and everything that fails.
+
+Real are the clients (`llmws.client`, and the WebSocket library under people who believe nothing), the doors from the
+upgrade on, uvicorn's loop around them, the driver, the hub and the store. Simulated are time, the network, the disk,
+threads and chance; scripted are the engine, the prompts and the models. `--simulation-seeds N` looks at more histories
+and prints what was in them, `--simulation-seed N` repeats one.
+
+Not simulated: TLS and the HTTP routes; `llmws.app`, whose composition `server` repeats; what a thread may do between
+two lines of another; the wall clock inside a stopped process; at the level `os`, a loss of power and syncs that fail,
+which may lose there what clients were sent; a file whose sync failed in one process and is synced, in vain, by the next.
+"""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tests.faults.simulation.world import simulate
+
+ROOT = Path(__file__).parents[3]
+HASH_OF = "from tests.faults.simulation.world import simulate; print(simulate({}).trace)"
+
+
+def test_whatever_fails_everybody_gets_every_answer_once_and_nothing_is_left(simulation_seeds):
+    seen: Counter[str] = Counter()
+    broken = []
+    for seed in simulation_seeds:
+        try:
+            seen += simulate(seed).seen
+        except Exception as error:
+            broken.append(seed)
+            error.add_note(f"repeat it: pytest tests/faults/simulation --simulation-seed {seed}")
+            if len(simulation_seeds) <= 100:
+                raise
+    print(
+        f"\n{len(simulation_seeds)} histories, {seen['virtual s'] / 3600:,.0f} virtual hours: {seen['requests']} requests, "
+        f"{seen['events']} events, {seen['connections']} connections, {seen['resumes']} resumes; {seen['cuts']} cuts, "
+        f"{seen['kills']} kills, {seen['stops']} stops, {seen['disk faults']} disk faults, {seen['clock jumps']} clock "
+        f"jumps, {seen['key rotations']} key rotations; "
+        f"{seen['lost']} events lost, {seen['duplicated']} duplicated, {len(broken)} histories broken {broken}"
+    )
+    assert broken == []
+    assert seen["resumes"] > 0
+    assert seen["kills"] > 0
+
+
+def test_a_seed_is_one_history_in_every_process():
+    """Neither the order of sets nor anything of the machine is in it."""
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", HASH_OF.format(1)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=60,
+    )
+    assert simulate(1).trace == elsewhere.stdout.decode().strip()
+    assert simulate(2).trace != simulate(1).trace

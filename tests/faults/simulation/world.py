@@ -1,0 +1,325 @@
+"""One seed's world: a machine with a disk and clocks, a server on it, a network, people and programs, and bad luck.
+
+`simulate` runs it in four acts: bad luck; calm, in which everybody must get everything; absence, after which nothing may
+be left; and the end of the server, after which no task and no timer may be left. Invariant: a seed is a history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from llmws.errors import ConfigError
+from llmws.protocol import messages as m
+from llmws.session.directory import GRACE_S
+from llmws.session.rules import Rules
+from llmws.session.state import HubSettings
+from llmws.store.folder import Site
+from tests.faults.simulation.loop import START_S, VirtualLoop
+from tests.faults.simulation.network import SimulatedNetwork
+from tests.faults.simulation.people import SECRET, Person, Program
+from tests.faults.simulation.server import Clock, ServerProcess
+from tests.faults.simulation.store import FailingDisk, TurningRing
+from tests.unit.store.simulated_disk import CrashError
+
+STROKES = 50
+CALM_S = 3600.0
+TTL_S = 40.0
+ABSENCE_S = 150.0
+NEVER = 10**9
+DAY_S = 86_400.0
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a history was: its hash names it, `seen` counts what happened in it."""
+
+    trace: str
+    seen: Counter[str]
+
+
+class World:
+    """Everything outside the product's code, and the bad luck."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.seen: Counter[str] = Counter()
+        self._calmed = asyncio.Event()
+        self.network = SimulatedNetwork(self.fork())
+        self.loop = VirtualLoop(self.network)
+        self.clock = Clock(self.loop)
+        self.disk = FailingDisk(self.fork())
+        self.keys = TurningRing({1: b"\1" * 32})
+        self.durability: Literal["os", "disk"] = self.rng.choice(("os", "disk"))
+        self.site = Site(
+            state=Path("/state"),
+            keys=self.keys,
+            disk=self.disk,
+            now_ms=self.clock.now_ms,
+            random=self.fork().randbytes,
+        )
+        self.uptime_s = self.more_uptime_s = 0.0
+        self.ttl_s = DAY_S
+        self.is_ending = False
+        self.process: ServerProcess | None = None
+        self.running: asyncio.Task[None] | None = None
+        self.is_up = asyncio.Event()
+        people = [Person(self, f"person{n}", self.fork()) for n in range(self.rng.choice((1, 1, 2)))]
+        programs = [Program(self, f"program{n}", self.fork()) for n in range(self.rng.choice((1, 1, 2)))]
+        self.everybody: list[Person | Program] = [*people, *programs]
+        self._trace = hashlib.sha256()
+        self.recent: deque[str] = deque(maxlen=60)
+        self._fates: list[tuple[Callable[[], None], int]] = [
+            (self.cut, 20), (self.stall, 6), (self.part, 2), (self.kill, 8), (self.blow_fuse, 8), (self.stop, 3),
+            (self.turn_clock, 4), (self.fill_disk, 3), (self.wear_disk, 4), (self.slow_disk, 3), (self.rotate, 3),
+            (self.slow_engine, 3), (self.lose_power, 4),
+        ]  # fmt: skip
+
+    def fork(self) -> random.Random:
+        """Chance of one's own, so that what others do with theirs does not matter."""
+        return random.Random(f"{self.rng.random()}")
+
+    def note(self, who: str, what: str) -> None:
+        line = f"{self.loop.now_s:.6f} {who}: {what}"
+        self._trace.update(line.encode())
+        self.recent.append(line)
+
+    async def come_up(self) -> None:
+        """Waits until there is a server again."""
+        await self.is_up.wait()
+        await asyncio.sleep(self.rng.random())
+
+    @property
+    def is_calm(self) -> bool:
+        return self._calmed.is_set()
+
+    # --- the server ------------------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Starts the server again whenever it is gone."""
+        while not self.is_ending:
+            try:
+                self.process = self._new_process()
+            except (ConfigError, CrashError):
+                self.disk.kill()
+                self.disk.fuse = NEVER
+                await asyncio.sleep(1)
+                continue
+            self.note("server", "starts")
+            self.running = asyncio.create_task(self.process.run())
+            self.is_up.set()
+            await asyncio.wait([self.running])
+            if not self.running.cancelled():
+                assert self.disk.open_handles == 0, "files were left open"
+            # What the disk refused to sync is gone when the process is; see the docstring of the test.
+            self.disk.kill()
+            self.is_up.clear()
+            if not self.running.cancelled():
+                self.running.result()
+            down_s = self.rng.choice((0.0, 0.1, 3.0, 3.0, 3 * DAY_S))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(down_s):
+                    await self._calmed.wait()
+
+    def _new_process(self) -> ServerProcess:
+        settings = HubSettings(
+            limits=m.Limits(max_message_bytes=1 << 20, max_queue=16),
+            heartbeat=m.Heartbeat(interval_s=20),
+            server=m.ServerInfo(node_id="node", version="0"),
+            generation_defaults=m.Sampling(max_new_tokens=100, do_sample=True, temperature=0.7),
+            rules=Rules(
+                durability=self.durability,
+                max_unacknowledged_events=60,
+                compact_bytes=1024,
+                tail_bytes=1500,
+                burst_bytes=1000,
+            ),
+            uptime_s=self.uptime_s + self.more_uptime_s,
+            session_ttl_s=self.ttl_s,
+            conversation_ttl_d=self.ttl_s / DAY_S if self.ttl_s == TTL_S else 0.0,
+        )
+        return ServerProcess(
+            self.loop, self.network, self.site, self.fork(), self.clock, settings,
+            save_uptime=lambda uptime_s: setattr(self, "uptime_s", uptime_s),
+            crashed=self.kill,
+        )  # fmt: skip
+
+    def _end_process(self) -> bool:
+        """Cuts the server off. False: there is none."""
+        if self.process is None or self.running is None or not self.process.is_alive:
+            return False
+        self.disk.fuse = NEVER
+        self.process.kill()
+        self.running.cancel()
+        return True
+
+    # --- bad luck --------------------------------------------------------------------------------------------------
+
+    async def suffer(self, strokes: int) -> None:
+        """One stroke of fate after another, while there is something to hit."""
+        fates, weights = zip(*self._fates, strict=True)
+        for _ in range(strokes):
+            await self.is_up.wait()
+            await asyncio.sleep(self.rng.expovariate(1 / 2))
+            [fate] = self.rng.choices(fates, weights)
+            self.note("fate", fate.__name__)
+            fate()
+
+    def calm(self) -> None:
+        """From now on nothing goes wrong any more; what is broken stays broken."""
+        self._calmed.set()
+        self.network.is_parted = False
+        self.disk.fault_rate, self.disk.is_full, self.disk.latency_s, self.disk.fuse = 0.0, False, 0.004, NEVER
+
+    def for_a_while(self, undo: Callable[[], None]) -> None:
+        self.loop.call_later(self.rng.expovariate(1 / 5), undo)
+
+    def cut(self) -> None:
+        if wires := self.network.live():
+            self.rng.choice(wires).reset()
+            self.seen["cuts"] += 1
+
+    def stall(self) -> None:
+        if wires := self.network.live():
+            self.rng.choice(wires).is_stalled = True
+            self.seen["cuts"] += 1
+
+    def part(self) -> None:
+        self.network.part()
+        self.seen["cuts"] += 1
+        self.for_a_while(lambda: setattr(self.network, "is_parted", False))
+
+    def kill(self) -> None:
+        """`kill -9`, also in the middle of a system call."""
+        if self._end_process():
+            self.disk.kill()
+            self.seen["kills"] += 1
+
+    def lose_power(self) -> None:
+        """At the level `os` that loses what clients were sent; that is what the level says."""
+        if self.durability == "disk" and self._end_process():
+            self.disk.lose_power()
+            self.seen["kills"] += 1
+
+    def blow_fuse(self) -> None:
+        """The process dies at one of the next changes of the disk, with that change half done."""
+        self.disk.fuse = self.rng.randint(1, 40)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.stop()
+            self.seen["stops"] += 1
+
+    def turn_clock(self) -> None:
+        self.clock.offset_s += self.rng.choice((-400 * DAY_S, -DAY_S, -3600.0, -1.0, 3600.0, DAY_S))
+        self.seen["clock jumps"] += 1
+
+    def fill_disk(self) -> None:
+        self.disk.is_full = True
+        self.for_a_while(lambda: setattr(self.disk, "is_full", False))
+
+    def wear_disk(self) -> None:
+        """Any call fails now and then. At the level `os` a failed sync may lose what clients were sent."""
+        if self.durability == "disk":
+            self.disk.fault_rate = 0.05
+            self.for_a_while(lambda: setattr(self.disk, "fault_rate", 0.0))
+
+    def slow_disk(self) -> None:
+        self.disk.latency_s = 2.0
+        self.for_a_while(lambda: setattr(self.disk, "latency_s", 0.004))
+
+    def rotate(self) -> None:
+        self.keys.add()
+        if self.process is not None and self.process.is_alive:
+            self.process.store.survey()
+        self.seen["key rotations"] += 1
+
+    def slow_engine(self) -> None:
+        if self.process is not None:
+            self.process.engine.step_s = self.rng.choice((0.002, 0.05, 3.0))
+
+    def abandon(self) -> None:
+        """Ends whatever is left, in the middle of anything."""
+        self._end_process()
+        while tasks := asyncio.all_tasks(self.loop):
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.wait(tasks))
+        self.loop.close()
+
+    # --- the acts --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(self.serve())
+            living = [tasks.create_task(each.live()) for each in self.everybody]
+            await self.suffer(STROKES)
+            self.calm()
+            async with asyncio.timeout(CALM_S):
+                await asyncio.wait(living)
+            self.check_complete()
+            await self.be_absent()
+            self.is_ending = True
+            await self._stop_and_wait()
+            await serving
+        self.check_nothing_left()
+
+    async def be_absent(self) -> None:
+        """Nobody is there for longer than anything is kept."""
+        self.ttl_s = TTL_S
+        # What the next process is told of the lives before it: to tick through the hour of grace would take long.
+        self.more_uptime_s = 2 * GRACE_S
+        await self._stop_and_wait()
+        await asyncio.sleep(ABSENCE_S)
+        left = sorted(self.disk.names_now)
+        assert left == ["/state", "/state/deleted", "/state/sessions"], (
+            f"after everything expired there is left: {left}"
+        )
+
+    async def _stop_and_wait(self) -> None:
+        await self.is_up.wait()
+        assert self.process is not None
+        assert self.running is not None
+        self.process.stop()
+        await asyncio.wait([self.running])
+
+    def check_complete(self) -> None:
+        for each in self.everybody:
+            questions = each.questions
+            assert not questions.open, f"never ended: {questions.open}"
+            self.seen["requests"] += len(questions.asked)
+        assert not self.disk.holds(SECRET.encode()), "a prompt can be read on the disk"
+        assert self.disk.nonces_reused == 0
+
+    def check_nothing_left(self) -> None:
+        assert self.process is not None
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert not self.loop.errors, self.loop.errors
+        assert self.process.server.connections == 0
+        assert self.process.engine.keys == []
+
+
+def simulate(seed: int) -> Outcome:
+    """Runs a seed's history. Raises what is wrong with it."""
+    world = World(seed)
+    try:
+        world.loop.run_until_complete(world.run())
+        timers = world.loop.timers
+        assert not timers, f"timers are left: {timers}"
+    finally:
+        world.abandon()
+    world.seen.update(
+        {
+            "disk faults": world.disk.faults,
+            "virtual s": int(world.loop.now_s - START_S),
+            "connections": world.network.made,
+        }
+    )
+    return Outcome(world._trace.hexdigest(), world.seen)
