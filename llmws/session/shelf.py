@@ -26,6 +26,9 @@ from llmws.store_api import Close, Delete, Failed, Open, Opened, SessionMeta, Su
 EVICT_AFTER_S: Final = 30.0
 """A detached session with nothing to do leaves memory after this long, one full of images at once; its files stay."""
 
+MAX_DETACHED: Final = 1024
+"""With more detached sessions in memory the longest detached leave at once: hellos alone must not fill it."""
+
 MAX_OPENING: Final = 4
 """Sessions that are opened side by side without anybody asking."""
 
@@ -200,7 +203,8 @@ class Shelf:
         evict_after_s = min(EVICT_AFTER_S, state.settings.session_ttl_s)
         for session_id, detached_s in list(state.detached_s.items()):
             session = state.sessions[session_id]
-            if now_s - detached_s >= evict_after_s or session.conversation.is_heavy:
+            is_crowded = len(state.detached_s) > MAX_DETACHED
+            if is_crowded or now_s - detached_s >= evict_after_s or session.conversation.is_heavy:
                 self._evict(session)
         for session_id, due_s in list(self._retries.items()):
             if now_s >= due_s:

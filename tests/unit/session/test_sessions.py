@@ -6,7 +6,7 @@ from typing import Any
 
 from llmws.protocol import messages as m
 from llmws.session import events as e
-from llmws.session.shelf import EVICT_AFTER_S
+from llmws.session.shelf import EVICT_AFTER_S, MAX_DETACHED
 from tests.support.stages import HubClient, HubStage
 from tests.support.stories import ASK, client, finish, received, types, wait, welcomed
 
@@ -54,6 +54,21 @@ async def test_a_session_takes_no_disk_and_is_not_listed_before_it_is_used():
     user, _ = await welcomed(stage)
     assert await listed(user) == []
     assert stage.disk.sessions == {}
+
+
+async def test_hellos_alone_do_not_fill_the_memory():
+    """Of more clients than that who come and go, the first to go are forgotten first."""
+    stage = HubStage()
+    left = []
+    for _ in range(MAX_DETACHED + 2):
+        user, welcome = await welcomed(stage)
+        left.append(welcome["session_id"])
+        await user.cut()
+    wait(stage, 1)
+    assert [each.id for each in stage.hub._state.sessions.values()] == left[2:]
+    for session_id, status in ((left[0], "new"), (left[2], "resumed")):
+        _, welcome = await welcomed(stage, session_id=session_id)
+        assert welcome["status"] == status
 
 
 async def test_the_list_outlives_eviction_and_restart():
