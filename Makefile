@@ -8,7 +8,7 @@ BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome-stab
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
+.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store fuzz mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ property-long: $(VENV)/dev.stamp ## walk the hub's state machine for 300,000 ste
 
 faults-store: $(VENV)/dev.stamp ## inject 50,000 faults of a simulated disk into the session store (minutes)
 	@$(BIN)/python -m pytest tests/unit/store/test_crash_simulation.py --store-faults 50000 --show-capture=no -s
+
+fuzz: $(VENV)/fuzz.stamp ## storm a server, then run every reader on a million hostile inputs (minutes)
+	@$(BIN)/python -m pytest tests/fuzz/test_storm.py --storm-seconds 30 -s -q
+	@$(BIN)/python -m tests.fuzz
 
 mutants: $(VENV)/dev.stamp ## plant faults in a copy of the product and see that the property tests notice
 	@cd tools && ../$(BIN)/python -m mutants --write
@@ -99,6 +103,10 @@ browser:
 		echo "Installing a browser for the tests …"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium-headless-shell; \
 	else false; fi || echo "tests/e2e/test_browser.py needs a browser; on Debian: apt-get install chromium-headless-shell"
+
+$(VENV)/fuzz.stamp: $(VENV)/dev.stamp
+	@$(PIP) --group fuzz
+	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/server.stamp
 	@$(PIP) --group bench

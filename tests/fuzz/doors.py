@@ -155,8 +155,12 @@ def http_flood(data: bytes) -> None:
     _run(_converse(b"\0" + repeated, begin=b"", http=True))
 
 
-async def _converse(data: bytes, *, begin: bytes, http: bool) -> None:
-    """One connection from its beginning to its loss; the first byte of `data` says how the rest comes."""
+async def _converse(data: bytes, *, begin: bytes, http: bool) -> int:
+    """One connection from its beginning to its loss; the first byte of `data` says how the rest comes.
+
+    Returns:
+        Processor time of the longest step, in nanoseconds.
+    """
     how, sent = data[:1] or b"\0", data[1:]
     loop = asyncio.get_running_loop()
     escaped: list[object] = []
@@ -188,6 +192,7 @@ async def _converse(data: bytes, *, begin: bytes, http: bool) -> None:
     assert sessions.attached == sessions.detached <= 1
     assert entrance.connections == 0
     _check_said(bytes(transport.output), sessions, is_upgraded=begin != b"")
+    return transport.longest_step_ns
 
 
 def _http(entrance: Entrance, state: ServerState) -> Any:
@@ -256,18 +261,26 @@ def _runner() -> asyncio.Runner:
     return runner
 
 
-def _run(conversation: Coroutine[Any, Any, None]) -> None:
+_longest_step_ns: list[int] = [0]
+
+
+def _run(conversation: Coroutine[Any, Any, int]) -> None:
     with _Complaints() as messages:
-        _runner().run(conversation)
+        _longest_step_ns[0] = _runner().run(conversation)
     assert messages == []
+
+
+def longest_step_ns() -> int:
+    """Of the last connection."""
+    return _longest_step_ns[0]
 
 
 DOORS = (
     Target(run=door, share=60),
-    Target(run=websocket_upgrade, share=15, max_bytes=2048),
-    Target(run=websocket, share=40),
-    Target(run=websocket_session, share=40),
-    Target(run=websocket_flood, share=2, max_bytes=256),
-    Target(run=http, share=15, max_bytes=2048),
-    Target(run=http_flood, share=2, max_bytes=512),
+    Target(run=websocket_upgrade, share=15, max_bytes=2048, longest_step_ns=longest_step_ns),
+    Target(run=websocket, share=40, longest_step_ns=longest_step_ns),
+    Target(run=websocket_session, share=40, longest_step_ns=longest_step_ns),
+    Target(run=websocket_flood, share=2, max_bytes=256, longest_step_ns=longest_step_ns),
+    Target(run=http, share=15, max_bytes=2048, longest_step_ns=longest_step_ns),
+    Target(run=http_flood, share=1, max_bytes=512, longest_step_ns=longest_step_ns),
 )

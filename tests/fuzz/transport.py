@@ -7,6 +7,7 @@ closing.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, Final
 
 READ_BYTES: Final = 256 * 1024
@@ -18,11 +19,16 @@ class FakeTransport(asyncio.Transport):
 
     Args:
         is_stuck: whether the other side reads nothing of what it is sent.
+
+    Attributes:
+        output: what the other side was sent.
+        longest_step_ns: processor time of the read that took longest.
     """
 
     def __init__(self, *, is_stuck: bool) -> None:
         super().__init__(extra={"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 8765)})
         self.output = bytearray()
+        self.longest_step_ns = 0
         self._is_stuck = is_stuck
         self._is_closing = False
         self._is_reading = True
@@ -50,15 +56,20 @@ class FakeTransport(asyncio.Transport):
                 patience -= 1
                 await asyncio.sleep(0)
                 continue
-            if isinstance(self._protocol, asyncio.BufferedProtocol):
-                buffer = memoryview(self._protocol.get_buffer(-1))
-                size = min(len(buffer), len(left))
-                buffer[:size] = left[:size]
-                self._protocol.buffer_updated(size)
-            else:
-                size = min(READ_BYTES, len(left))
-                self._protocol.data_received(bytes(left[:size]))
-            left = left[size:]
+            began_ns = time.thread_time_ns()
+            left = left[self._hand_over(left) :]
+            self.longest_step_ns = max(self.longest_step_ns, time.thread_time_ns() - began_ns)
+
+    def _hand_over(self, data: memoryview) -> int:
+        """One read; returns how much it took."""
+        if not isinstance(self._protocol, asyncio.BufferedProtocol):
+            self._protocol.data_received(bytes(data[:READ_BYTES]))
+            return READ_BYTES
+        buffer = memoryview(self._protocol.get_buffer(-1))
+        size = min(len(buffer), len(data))
+        buffer[:size] = data[:size]
+        self._protocol.buffer_updated(size)
+        return size
 
     def lose(self) -> None:
         """The connection is gone."""

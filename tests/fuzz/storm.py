@@ -1,0 +1,80 @@
+"""Strangers who send the corpus to a server by real sockets, as fast as they can.
+
+A program of its own, so that its work is not the server's: `python -m tests.fuzz.storm PORT SECONDS SEED`. Knows only
+the port and what `door` each input is meant for. Prints how many connections it made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+from typing import Final
+
+from tests.fuzz.target import CORPUS, PART, corpus_of
+from tests.integration.server.harness import TOKEN, frame
+
+STRANGERS: Final = 4
+TIMEOUT_S: Final = 2.0
+UPGRADE: Final = (
+    b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+HELLO: Final = frame(f'{{"auth":"{TOKEN}"}}'.encode())
+FLOOD_BYTES: Final = 512 * 1024
+
+
+def conversations() -> list[list[bytes]]:
+    """What strangers say: for each, the pieces that are sent one after the other."""
+    said = []
+    for name in ("http", "websocket-upgrade"):
+        said += [[data[1:]] for data in corpus_of(name)]
+    for data in corpus_of("http-flood"):
+        head, _, body = data.partition(PART)
+        said.append([head + body * (FLOOD_BYTES // max(1, len(body)))])
+    for name in ("websocket", "websocket-session"):
+        said += [[UPGRADE, data[1:]] for data in corpus_of(name)]
+        said += [[UPGRADE, HELLO, data[1:]] for data in corpus_of(name)]
+    for data in corpus_of("websocket-flood"):
+        said.append([UPGRADE, HELLO, data * (FLOOD_BYTES // len(data))])
+    for name in ("wire-first", "wire-later", "door"):
+        said += [[UPGRADE, HELLO, *map(frame, data.split(PART))] for data in corpus_of(name)]
+    return said
+
+
+def stranger(port: int, seconds: float, seed: int) -> int:
+    """Talks to the server until its time is over; returns how many connections it made."""
+    random, said = Random(seed), conversations()
+    ends_s = time.monotonic() + seconds
+    made = 0
+    while time.monotonic() < ends_s:
+        # A server that has heard enough resets the connection, or reads no more.
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as end:
+            made += 1
+            end.settimeout(TIMEOUT_S)
+            for piece in random.choice(said):
+                end.sendall(piece)
+                if piece is UPGRADE:
+                    end.recv(4096)
+            if random.random() < 0.5:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends by a reset
+            else:
+                end.shutdown(socket.SHUT_WR)
+                end.recv(65_536)
+    return made
+
+
+def main(port: int, seconds: float, seed: int) -> None:
+    """Lets some strangers loose."""
+    assert CORPUS.is_dir()
+    with ThreadPoolExecutor(STRANGERS) as pool:
+        made = [pool.submit(stranger, port, seconds, seed + number) for number in range(STRANGERS)]
+    print(sum(each.result() for each in made))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

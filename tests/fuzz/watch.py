@@ -1,0 +1,76 @@
+"""What is noted of every execution: how many there were, and the longest.
+
+Knows neither fuzzers nor targets' promises. Invariant: what is noted outlives the process, however it ends, as it
+stands in a file that is mapped into memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tests.fuzz.target import Target
+
+MAX_STEP_S: Final = 0.25
+"""Longer than this no input may hold the server's event loop."""
+
+_COUNTS: Final = struct.Struct("QQ")
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Executions, and the processor time of the longest."""
+
+    executions: int
+    longest_ns: int
+
+
+class StallError(AssertionError):
+    """An input that holds the event loop too long."""
+
+
+class Watch:
+    """A target that is timed. Raises what the target raises, and `StallError`.
+
+    Processor time, not time on the wall: a machine that has other work to do makes no input slow. An input counts as
+    slow only if it is so twice, as the first time may have had something to set up.
+
+    Args:
+        target: what is run.
+        notes: the file of the counts.
+    """
+
+    def __init__(self, target: Target, notes: Path) -> None:
+        notes.write_bytes(bytes(_COUNTS.size))
+        with notes.open("r+b") as file:
+            self._notes = mmap.mmap(file.fileno(), _COUNTS.size)
+        self._target = target
+        self._executions = 0
+        self._longest_ns = 0
+
+    def __call__(self, data: bytes) -> None:
+        """Runs the target once, or twice where it was slow."""
+        took_ns = self._timed(data)
+        if took_ns > self._longest_ns:
+            took_ns = min(took_ns, self._timed(data))
+        self._longest_ns = max(self._longest_ns, took_ns)
+        _COUNTS.pack_into(self._notes, 0, self._executions, self._longest_ns)
+        if self._target.on_loop and took_ns > MAX_STEP_S * 1e9:
+            raise StallError(f"{took_ns / 1e6:.0f} ms")
+
+    def _timed(self, data: bytes) -> int:
+        self._executions += 1
+        began_ns = time.thread_time_ns()
+        self._target.run(data)
+        if self._target.longest_step_ns is not None:
+            return self._target.longest_step_ns()
+        return time.thread_time_ns() - began_ns
+
+
+def counts_in(notes: Path) -> Counts:
+    """What a watch has noted, here or in another process."""
+    return Counts(*_COUNTS.unpack(notes.read_bytes()))
