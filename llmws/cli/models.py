@@ -121,7 +121,7 @@ def _estimate(options: argparse.Namespace, config: Config, places: Places) -> in
     from llmws.catalog.catalog import refusal  # noqa: PLC0415 - `--help` stays free of imports
     from llmws.config import override  # noqa: PLC0415
     from llmws.engine.local import import_transformers  # noqa: PLC0415
-    from llmws.errors import ModelInvalidError  # noqa: PLC0415
+    from llmws.errors import ModelInvalidError, printable  # noqa: PLC0415
     from llmws.model_config import check_config  # noqa: PLC0415
 
     folder = _folder(options.model, places)
@@ -137,10 +137,10 @@ def _estimate(options: argparse.Namespace, config: Config, places: Places) -> in
 
         found = forecast(folder, config.optimization, config.limits, vram_bytes=options.vram, context=options.context)
     except (ModelInvalidError, OSError) as error:
-        print(f"llmws: {options.model}: {error}", file=sys.stderr)
+        print(f"llmws: {printable(options.model)}: {error}", file=sys.stderr)
         return 1
     if Path(options.model).name != "config.json" and (reason := refusal(folder)) is not None:
-        print(f"llmws: {options.model} is not offered: {reason}", file=sys.stderr)
+        print(f"llmws: {printable(options.model)} is not offered: {reason}", file=sys.stderr)
     if options.json:
         return _print_json(found)
     for line in _report(found, has_weights=any(folder.glob("*.safetensors"))):
@@ -201,7 +201,9 @@ def _missing(text: str, places: Places) -> str:
     refused = next((each for each in problems if text in (each.path, each.path.rpartition("/")[2])), None)
     if refused is not None:
         return f"{refused.path} is not offered: {refused.reason}"
-    return f"there is no model {text}: neither a folder nor a listed name"
+    from llmws.errors import printable  # noqa: PLC0415 - `--help` stays free of imports
+
+    return f"there is no model {printable(text)}: neither a folder nor a listed name"
 
 
 def _catalog(places: Places) -> Catalog:
