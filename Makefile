@@ -8,7 +8,7 @@ BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome-stab
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store fuzz mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
+.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store faults-network chaos fuzz mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,13 @@ property-long: $(VENV)/dev.stamp ## walk the hub's state machine for 300,000 ste
 
 faults-store: $(VENV)/dev.stamp ## inject 50,000 faults of a simulated disk into the session store (minutes)
 	@$(BIN)/python -m pytest tests/unit/store/test_crash_simulation.py --store-faults 50000 --show-capture=no -s
+
+faults-network: $(VENV)/dev.stamp ## 1,000 users behind bad networks, and clients killed with -9 (minutes)
+	@$(BIN)/python -m pytest tests/faults/test_network.py tests/faults/test_client_kills.py \
+		--network-runs 1000 --client-kills 40 --show-capture=no -s
+
+chaos: $(VENV)/dev.stamp ## 50 clients, a bad network, kill -9 of everybody for ten minutes (CHAOS="--minutes 60 --seed 2 --guide")
+	@$(BIN)/python -m tests.faults.chaos $(CHAOS)
 
 fuzz: $(VENV)/fuzz.stamp ## storm a server, then run every reader on a million hostile inputs (minutes)
 	@$(BIN)/python -m pytest tests/fuzz/test_storm.py --storm-seconds 30 -s -q
