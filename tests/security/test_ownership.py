@@ -63,6 +63,7 @@ def test_a_foreign_session_is_answered_like_one_that_never_was(box: Box, ann: st
         with box.line(bob, session_id=foreign, **hello) as one, box.line(bob, session_id=unknown, **hello) as other:
             assert one.first.get("session_id") != foreign
             assert without_ids(one.first) == without_ids(other.first)
+            assert other.first.get("session_id") != unknown, "an id is the server's to choose"
     with box.line(bob) as line:
         told_of_foreign = json.dumps(answers_about(line, foreign)).replace(foreign, "ID")
         told_of_unknown = json.dumps(answers_about(line, unknown)).replace(unknown, "ID")

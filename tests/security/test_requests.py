@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import zlib
+
+from llmws.access import Identity
 from llmws.config import ServerSection
 from tests.integration.server.harness import Running, Serve
 from tests.security.wire import ask, send
@@ -21,6 +26,8 @@ PATHS = (
     "/V1/ws",
     "/%2e%2e/%2e%2e/etc/passwd",
     "/../../etc/passwd",
+    "/v1/ws/",
+    "/v1/ws;x=1",
     "/v1/ws/../../",
     "http://evil.example/healthz",
     "http://127.0.0.1/healthz",
@@ -123,6 +130,37 @@ async def test_a_header_bomb_is_not_held_in_memory(running: Running) -> None:
         for path, bomb in bombs.items():
             head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n{bomb}\r\nConnection: close\r\n\r\n"
             assert (await send(running, head.encode())).status in (0, 400, 431), bomb[:20]
+
+
+async def test_a_header_does_not_stand_in_for_the_path_or_the_method(running: Running) -> None:
+    """Headers for rewriting proxies let a client reach what the path did not say: CVE-2018-14773, Symfony."""
+    for name in ("X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Prefix", "X-Script-Name"):
+        assert (await ask(running, "/nope", headers={name: "/healthz"})).status == 404
+    for name in ("X-HTTP-Method-Override", "X-Method-Override", "X-HTTP-Method"):
+        assert (await ask(running, "/v1/auth/exchange", headers={name: "POST"})).status == 405
+
+
+async def test_a_compressed_body_is_not_unpacked(running: Running) -> None:
+    """Ten megabytes in ten kilobytes: servers that obey `Content-Encoding` before they count."""
+    bomb = gzip.compress(b'{"code":"' + b"x" * 10_000_000 + b'"}')[:4000]
+    for encoding, body in (("gzip", bomb), ("deflate", zlib.compress(bytes(10**6)))):
+        headers = {"Content-Encoding": encoding}
+        answer = await ask(running, "/v1/auth/exchange", method="POST", headers=headers, body=body)
+        assert answer.status == 400
+    code = gzip.compress(json.dumps({"code": running.server.mint_code(Identity("local", "admin"))}).encode())
+    answer = await ask(running, "/v1/auth/exchange", method="POST", headers={"Content-Encoding": "gzip"}, body=code)
+    assert answer.status == 400
+    assert running.credentials.issued == []
+
+
+async def test_a_body_is_bounded_and_must_come(serve: Serve) -> None:
+    """A body of any size was held before anybody was asked who sends it: CVE-2024-12537, Open WebUI."""
+    running = await serve(server=ServerSection(hello_timeout_s=0.2))
+    host = f"POST /v1/auth/exchange HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n"
+    large = await send(running, (host + "Content-Length: 100000\r\n\r\n" + "x" * 100_000).encode())
+    endless = await send(running, (host + "Transfer-Encoding: chunked\r\n\r\n" + "1000\r\n" + "x" * 4096).encode())
+    announced = await send(running, (host + "Content-Length: 10000000000\r\n\r\n").encode())
+    assert (large.status, endless.status, announced.status) == (413, 408, 408)
 
 
 async def test_slow_requests_do_not_hold_the_door(serve: Serve) -> None:
