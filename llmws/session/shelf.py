@@ -212,8 +212,9 @@ class Shelf:
                 self._unasked[session_id] = None
         if now_s >= self._expire_due_s:
             self._expire_due_s = now_s + EXPIRE_EVERY_S
-            fresh = set(self._directory.expired()) - self._expiring - self._unusable
-            self._expiring |= fresh
+            taken = self._expiring | self._unusable
+            fresh = [each for each in self._directory.expired() if each not in taken]
+            self._expiring.update(fresh)
             self._unasked |= dict.fromkeys(fresh)
         self._open_unasked()
 
@@ -326,7 +327,7 @@ class Shelf:
         """Takes what the store keeps, and answers those who asked for it."""
         self._directory.surveyed(event)
         if self._directory.is_complete:
-            for owner in {each.owner for each in self._state.sessions.values()}:
+            for owner in dict.fromkeys(each.owner for each in self._state.sessions.values()):
                 self._archive_surplus(owner, newcomers=0)
             asked, self._listing = self._listing, {}
             for connection, owner in asked.items():

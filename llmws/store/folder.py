@@ -88,8 +88,10 @@ def prepare(site: Site) -> None:
         site.disk.make_folder(folder)
     site.disk.sync_folder(site.state)
     tombstones = site.disk.names(site.deleted)
-    for session_id in {name.removesuffix(_PASSING) for name in tombstones}.intersection(site.disk.names(site.sessions)):
-        _remove(site, session_id)
+    kept = set(site.disk.names(site.sessions))
+    for session_id in (name.removesuffix(_PASSING) for name in tombstones):
+        if session_id in kept:
+            _remove(site, session_id)
     for folder in list_session_folders(site):
         # A session has its meta before anybody is told of it. One that cannot be looked into must not stop the start.
         with suppress(OSError):

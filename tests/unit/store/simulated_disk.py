@@ -189,7 +189,8 @@ class SimulatedDisk:
 
     def sync_folder(self, path: Path) -> None:
         def sync() -> None:
-            inside = [name for name in {*self.names_now, *self.names_synced} if str(Path(name).parent) == str(path)]
+            names = dict.fromkeys([*self.names_now, *self.names_synced])  # in one order in every process
+            inside = [name for name in names if str(Path(name).parent) == str(path)]
             for name in inside:
                 if name in self.names_now:
                     self.names_synced[name] = self.names_now[name]
