@@ -91,10 +91,20 @@ class Wire(asyncio.Protocol):
         self.on_lost()
 
     def send(self, message: bytes) -> None:
-        """Sends a text message, masked with zeros."""
-        size = len(message)
-        head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2)
-        self.transport.write(head + bytes(4) + message)
+        """Sends a text message."""
+        self.transport.write(framed(message))
+
+
+def framed(message: bytes) -> bytes:
+    """A text message on the wire, masked with zeros. Source: RFC 6455, section 5.2."""
+    size = len(message)
+    if size < 126:
+        head = bytes([0x81, 0x80 | size])
+    elif size < 2**16:
+        head = b"\x81\xfe" + size.to_bytes(2)
+    else:
+        head = b"\x81\xff" + size.to_bytes(8)
+    return head + bytes(4) + message
 
 
 async def connect(port: int, on_message: Callable[[bytes], None], *, address: str | None = None) -> Wire:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from bench.figures import Figure
-from bench.load import churn, connections, flood, slow
+from bench.load import churn, connections, deaf, flood, slow
 from bench.load.size import SMALL, WHOLE, Size
 from bench.report import ROOT, finish, host
 
-KINDS: Final = {kind.__name__.removeprefix("bench.load."): kind.measure for kind in (connections, slow, churn, flood)}
+KINDS: Final = {
+    kind.__name__.removeprefix("bench.load."): kind.measure for kind in (connections, slow, deaf, flood, churn)
+}
 PACKAGES: Final = ("websockets", "uvicorn", "msgspec", "cryptography")
 
 

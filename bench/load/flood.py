@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench.client import User, connect
+from bench.client import User, connect, framed
 from bench.figures import Figure, figure, spread
 from bench.load.crowd import Orders, crowd
 from bench.load.good import PACE, first_tokens_ms, streams
@@ -29,24 +29,14 @@ def measure(folder: Path, size: Size) -> list[Figure]:
     return [*asyncio.run(_floods(folder / "floods", size)), *asyncio.run(_guessing(folder / "guessing", size))]
 
 
-def _text(payload: bytes) -> bytes:
-    """A masked text frame."""
-    size = len(payload)
-    if size < 126:
-        return bytes([0x81, 0x80 | size]) + bytes(4) + payload
-    if size < 2**16:
-        return b"\x81\xfe" + size.to_bytes(2) + bytes(4) + payload
-    return b"\x81\xff" + size.to_bytes(8) + bytes(4) + payload
-
-
 FLOODS: Final[dict[str, Callable[[], bytes]]] = {
-    "pings": lambda: _text(encode(m.Ping())),
+    "pings": lambda: framed(encode(m.Ping())),
     "pings of the framing": lambda: b"\x89\x80\0\0\0\0",
     "empty fragments": lambda: b"\x00\x80\0\0\0\0",
-    "questions": lambda: _text(encode(m.GetStatus())),
-    "messages that are none": lambda: _text(b'{"type":"nothing'),
-    "messages of 1 MiB": lambda: _text(b'{"type":"config","data":{"x":"' + b"y" * (2**20 - 64) + b'"}}'),
-    "messages too large": lambda: _text(b" " * (3 * 2**19)),
+    "questions": lambda: framed(encode(m.GetStatus())),
+    "messages that are none": lambda: framed(b'{"type":"nothing'),
+    "messages of 1 MiB": lambda: framed(b'{"type":"config","data":{"x":"' + b"y" * (2**20 - 64) + b'"}}'),
+    "messages too large": lambda: framed(b" " * (3 * 2**19)),
 }
 
 

@@ -77,8 +77,9 @@ class Watched(NamedTuple):
 class Streams:
     """Clients that have answers without end."""
 
-    def __init__(self, users: Sequence[User]) -> None:
+    def __init__(self, users: Sequence[User], pace: Pace) -> None:
         self.users = users
+        self._step_s = pace.step_s
 
     async def watch(self, watched_s: float) -> Watched:
         """What comes in so many seconds from now."""
@@ -89,18 +90,18 @@ class Streams:
         for user in self.users:
             user.keeps_times = False
         ages_ms = [each for user in self.users for each in user.late_ms]
-        return Watched(ages_ms, len(ages_ms) * PACE.step_s / watched_s / len(self.users))
+        return Watched(ages_ms, len(ages_ms) * self._step_s / watched_s / len(self.users))
 
 
 @asynccontextmanager
-async def streams(server: Running, count: int) -> AsyncIterator[Streams]:
+async def streams(server: Running, count: int, *, pace: Pace = PACE) -> AsyncIterator[Streams]:
     """So many clients, each with an answer that goes on until the block ends."""
     users = [User(token=server.token) for _ in range(count)]
     for user in users:
         await user.attach(server.port)
     answers = [asyncio.ensure_future(user.ask(1, _FOREVER_TOKENS)) for user in users]
     try:
-        yield Streams(users)
+        yield Streams(users, pace)
     finally:
         for answer in answers:
             answer.cancel()
