@@ -34,8 +34,6 @@ MAX_FRAME_BYTES: Final = 32 * 2**20
 
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding a frame may raise; the last for one that is nested very deeply."""
-_TORN: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-"""What TLS makes of a connection that is lost in the middle of its handshake."""
 _TRANSIENT_STATUS: Final = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -209,8 +207,6 @@ async def _connect(url: str, tls: ssl.SSLContext | None, heartbeat_s: float) -> 
     except ssl.SSLCertVerificationError as error:
         is_pinned = tls is not None and not tls.check_hostname
         raise CertificateError(f"{url}: {trust.refused(error, is_pinned=is_pinned)}") from None
-    except _TORN:
-        raise LostError("the connection was lost during the TLS handshake") from None
     except ssl.SSLError as error:
         why = "no TLS there" if error.reason == "WRONG_VERSION_NUMBER" else f"TLS failed ({error.reason})"
         raise ProtocolError(f"{url}: {why}") from None
