@@ -20,11 +20,9 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.faults.streaming_server import StreamingServer
 from tests.faults.tally import Tally
-from tests.faults.users import User, kill, kill_and_return
+from tests.faults.users import User, kill, kill_and_return, scripted
 
-SIZE_BYTES = 1024
 COUNT = 400
-ANSWER = "".join(str(number % 10) * SIZE_BYTES for number in range(COUNT))
 START_S = 0.6
 """Well after this a server listens, and has opened what was unfinished."""
 
@@ -42,8 +40,7 @@ def server(tmp_path: Path) -> Iterator[StreamingServer]:
 @pytest.fixture
 async def users(server: StreamingServer, tally: Tally) -> AsyncIterator[list[User]]:
     """Eight, in sessions of their own."""
-    question = {"input_ids": [SIZE_BYTES], "config": {"max_new_tokens": COUNT, "seed": 1}}
-    users = [User(server, tally, question, tokens=COUNT, expected=ANSWER) for _ in range(8)]
+    users = [scripted(server, tally, tokens=COUNT) for _ in range(8)]
     yield users
     for user in users:
         await user.drop()

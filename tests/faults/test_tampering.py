@@ -28,10 +28,8 @@ from llmws.store.recovery import Recovered, recover
 from llmws.store_api import LogName, Opened
 from tests.faults.streaming_server import StreamingServer
 from tests.faults.tally import Tally
-from tests.faults.users import User, kill, kill_and_return
+from tests.faults.users import kill, kill_and_return, scripted
 from tests.unit.store.simulated_disk import SimulatedDisk, SimulatedFile
-
-SIZE_BYTES = 4
 
 
 class Stored:
@@ -106,8 +104,7 @@ def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 async def _live_through_two_kills(server: StreamingServer, tokens: int) -> list[str]:
     tally = Tally(0)
-    question = {"prompt": {"system": "", "user": str(SIZE_BYTES)}, "config": {"max_new_tokens": tokens, "seed": 1}}
-    users = [User(server, tally, question, tokens=tokens) for _ in range(2)]
+    users = [scripted(server, tally, tokens=tokens, size_bytes=4) for _ in range(2)]
     for user in users:
         await user.attach()
         await user.ask("first")

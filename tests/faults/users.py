@@ -62,12 +62,12 @@ class User:
         """Comes in, with the position it has; returns the welcome, or what came in its place."""
         self.line = await connect(self.server.ws_url, compression=None, max_size=2**23)
         hello = self.model.hello(window=None)
-        await self._send({**hello, "auth": self.server.token} if self.server.token else hello)
+        await self.send({**hello, "auth": self.server.token} if self.server.token else hello)
         return await self.read()
 
     async def ask(self, request_id: str) -> None:
         self.model.story.has_asked = True
-        await self._send({"type": "inference", "request_id": request_id, **self._question})
+        await self.send({"type": "inference", "request_id": request_id, **self._question})
 
     async def ask_until_accepted(self, request_id: str) -> None:
         """Asks, and asks again, which is answered when the first is on the disk."""
@@ -78,7 +78,7 @@ class User:
     async def ack(self, *, all_but: int = 0) -> None:
         seq = max(self.model.last_seq - all_but, self.model.acked)
         self.model.ack(seq)
-        await self._send({"type": "ack", "seq": seq})
+        await self.send({"type": "ack", "seq": seq})
 
     async def read(self) -> dict[str, Any]:
         assert self.line is not None
@@ -131,9 +131,16 @@ class User:
             await self.line.wait_closed()
             self.line = None
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: dict[str, Any]) -> None:
         assert self.line is not None
         await self.line.send(json.dumps(message))
+
+
+def scripted(server: Server, tally: Tally, *, tokens: int = 400, size_bytes: int = 1024) -> User:
+    """One who asks a `StreamingServer`."""
+    question = {"prompt": {"system": "", "user": str(size_bytes)}, "config": {"max_new_tokens": tokens, "seed": 1}}
+    expected = "".join(str(number % 10) * size_bytes for number in range(tokens))
+    return User(server, tally, question, tokens=tokens, expected=expected)
 
 
 async def kill(*users: User, tally: Tally, kind: str) -> None:
