@@ -8,7 +8,7 @@ BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome-stab
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store faults-network chaos fuzz mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
+.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store faults-network chaos fuzz security mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ chaos: $(VENV)/dev.stamp ## 50 clients, a bad network, kill -9 of everybody for 
 fuzz: $(VENV)/fuzz.stamp ## storm a server, then run every reader on a million hostile inputs (minutes)
 	@$(BIN)/python -m pytest tests/fuzz/test_storm.py --storm-seconds 30 -s -q
 	@$(BIN)/python -m tests.fuzz
+
+security: $(VENV)/dev.stamp ## run the incident checks: one for each way in which servers like this were broken into
+	@$(BIN)/python -m pytest tests/security
 
 mutants: $(VENV)/dev.stamp ## plant faults in a copy of the product and see that the property tests notice
 	@cd tools && ../$(BIN)/python -m mutants --write

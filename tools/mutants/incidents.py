@@ -54,7 +54,6 @@ MUTANTS = [
     Mutant("every owner's prompts are cached under one name", "llmws/engine/pages.py", "hashlib.blake2b(owner.encode(), ", 'hashlib.blake2b(b"", ', _SECURITY + "test_neighbours.py"),
     Mutant("control characters of an answer pass", "llm_cli/render.py", '        *(code for code in range(0x20) if chr(code) not in "\\n\\t"),\n', "", _TERMINAL),
     Mutant("eight-bit controls of an answer pass", "llm_cli/render.py", "        *range(0x7F, 0xA0),\n", "", _TERMINAL),
-    Mutant("an image's size is not looked at", "llmws/engine/image_files.py", "        if width * height > max_pixels:", "        if not max_pixels:", _IMAGES),
     Mutant("any decoder may see an image", "llmws/engine/image_files.py", "formats=[declared]", "formats=None", _IMAGES),
     Mutant("images are bounded one by one", "llmws/engine/image_files.py", "    if total > max_pixels:", "    if not total:", _IMAGES),
     Mutant("a body has no greatest size", "llmws/server/asgi.py", "                if len(body) > MAX_SMALL_BODY_BYTES:", "                if len(body) > 2**30:", _REQUESTS),
