@@ -53,7 +53,7 @@ fuzz: $(VENV)/fuzz.stamp ## storm a server, then run every reader on a million h
 security: $(VENV)/dev.stamp ## run the incident checks: one for each way in which servers like this were broken into
 	@$(BIN)/python -m pytest tests/security
 
-mutants: $(VENV)/dev.stamp ## plant faults in a copy of the product and see that the property tests notice
+mutants: $(VENV)/dev.stamp ## plant faults in copies of the product and see that the tests notice (half an hour)
 	@cd tools && ../$(BIN)/python -m mutants --write
 
 check: $(VENV)/dev.stamp ## lint, types, import contracts, generated documents

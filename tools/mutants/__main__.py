@@ -1,25 +1,45 @@
-"""Plants faults in a copy of the product, one at a time, and says which of them the tests notice.
+"""Plants faults in copies of the product, one at a time, and says which of them the tests notice.
 
-A property test that notices nothing proves nothing. Each mutant is one replacement of text; it counts as killed when
-the tests named with it fail. Writes the table of docs/mutants.md; exits 1 when one survives.
+A test that notices nothing proves nothing. Each mutant is one replacement of text; it counts as killed when the tests
+named with it fail, which must pass without it. Writes the table of docs/mutants.md; exits 1 when one survives.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mutants import access, engine, fast, prompt, protocol, scheduler, session, store, triton
+from mutants import (
+    access,
+    clients,
+    engine,
+    fast,
+    incidents,
+    network,
+    prompt,
+    protocol,
+    scheduler,
+    session,
+    store,
+    triton,
+)
 from mutants.planted import Mutant
 
 ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "docs" / "mutants.md"
+TIMEOUT_S = 300
 MUTANTS = [
     *access.MUTANTS,
+    *incidents.MUTANTS,
+    *clients.MUTANTS,
+    *network.MUTANTS,
     *session.MUTANTS,
     *protocol.MUTANTS,
     *store.MUTANTS,
@@ -29,81 +49,105 @@ MUTANTS = [
     *fast.MUTANTS,
     *triton.MUTANTS,
 ]
+HEAD = """# Planted mutants
+
+A test is trusted when it notices faults. `make mutants` plants each of these in a copy of the product and runs the tests beside it, which pass without it; this table is its output.
+
+| the mutant | in | tests | outcome |
+|---|---|---|---|
+"""
 
 
 def main() -> int:
     """Runs every mutant and returns 1 if one survives."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write docs/mutants.md")
+    parser.add_argument("--write", action="store_true", help="write what was found into docs/mutants.md")
     parser.add_argument("--only", default="", metavar="TEXT", help="only those whose file or fault contains this")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="how many at a time")
     options = parser.parse_args()
-    rows = []
+    chosen = [each for each in MUTANTS if options.only in each.file or options.only in each.breaks]
     with tempfile.TemporaryDirectory(prefix="llmws-mutants-") as name:
-        copy = Path(name)
-        for part in ("llmws", "llm_cli", "tests", "web"):
-            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", copy)
-        for mutant in (each for each in MUTANTS if options.only in each.file or options.only in each.breaks):
-            outcome = try_mutant(mutant, copy)
-            print(f"{outcome:10}{mutant.breaks}", flush=True)
-            rows.append((mutant, outcome))
+        bench = Bench(Path(name), options.jobs)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            outcomes = list(pool.map(bench.try_mutant, chosen))
     if options.write:
-        write_table(rows)
-    survivors = [mutant for mutant, outcome in rows if outcome != "killed"]
-    print(f"{len(rows) - len(survivors)} of {len(rows)} killed")
-    return 1 if survivors else 0
+        write_table(dict(zip(chosen, outcomes, strict=True)))
+    killed = outcomes.count("killed")
+    print(f"{killed} of {len(outcomes)} killed")
+    return 0 if killed == len(outcomes) else 1
 
 
-def try_mutant(mutant: Mutant, copy: Path) -> str:
-    """Plants one mutant, runs its tests, takes it out again."""
-    path = copy / mutant.file
-    text = path.read_text()
-    if text.count(mutant.before) != 1:
-        return "misplaced"
-    path.write_text(text.replace(mutant.before, mutant.after))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "--hypothesis-profile=hunt",
-        *mutant.tests.split(),
-    ]
-    if "tests/contract" in mutant.tests:
-        command += ["-k", "not socket"]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=copy,
+class Bench:
+    """Copies of the working tree, each for one mutant at a time."""
+
+    def __init__(self, folder: Path, copies: int) -> None:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
             capture_output=True,
-            check=False,
-            timeout=300,
-            env={**os.environ, "PYTHONPATH": str(copy)},
+            check=True,
         )
-        return "survived" if done.returncode == 0 else "killed"
-    except subprocess.TimeoutExpired:
-        return "killed"
-    finally:
-        path.write_text(text)
+        files = [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+        self._free: queue.Queue[Path] = queue.Queue()
+        for number in range(copies):
+            copy = folder / str(number)
+            for name in files:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, copy / name)
+            self._free.put(copy)
+        self._passes: dict[str, bool] = {}
+
+    def try_mutant(self, mutant: Mutant) -> str:
+        """Plants one mutant, runs its tests, takes it out again."""
+        copy = self._free.get()
+        path = copy / mutant.file
+        text = path.read_text()
+        try:
+            outcome = self._outcome(mutant, copy, path, text)
+        finally:
+            path.write_text(text)
+            self._free.put(copy)
+        print(f"{outcome:10}{mutant.breaks}", flush=True)
+        return outcome
+
+    def _outcome(self, mutant: Mutant, copy: Path, path: Path, text: str) -> str:
+        if text.count(mutant.before) != 1:
+            return "misplaced"
+        if mutant.tests not in self._passes:
+            self._passes[mutant.tests] = self._run(mutant.tests, copy)
+        if not self._passes[mutant.tests]:
+            return "fails without"
+        path.write_text(text.replace(mutant.before, mutant.after))
+        return "survived" if self._run(mutant.tests, copy) else "killed"
+
+    @staticmethod
+    def _run(tests: str, copy: Path) -> bool:
+        """Whether the tests pass in this copy."""
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=hunt"]
+        command += tests.split()
+        if "tests/contract" in tests:
+            command += ["-k", "not socket"]
+        environment = {**os.environ, "PYTHONPATH": str(copy)}
+        try:
+            done = subprocess.run(
+                command, cwd=copy, capture_output=True, check=False, timeout=TIMEOUT_S, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
 
 
-def write_table(rows: list[tuple[Mutant, str]]) -> None:
-    """Writes what was found to docs/mutants.md."""
-    lines = [
-        "# Planted mutants",
-        "",
-        "A property test is trusted when it notices faults. `make mutants` plants each of these in a copy of the product and runs",
-        "the tests beside it; this table is its output.",
-        "",
-        "| the mutant | in | tests | outcome |",
-        "|---|---|---|---|",
-        *(f"| {each.breaks} | `{each.file}` | `{each.tests}` | {outcome} |" for each, outcome in rows),
-        "",
-    ]
-    (ROOT / "docs" / "mutants.md").write_text("\n".join(lines))
+def write_table(outcomes: dict[Mutant, str]) -> None:
+    """Writes what was found to docs/mutants.md, beside what it tells of those that were not tried."""
+    kept = set(TABLE.read_text().splitlines())
+    rows = []
+    for mutant in MUTANTS:
+        start = f"| {mutant.breaks} | `{mutant.file}` | `{mutant.tests}` | "
+        earlier = next(
+            (row.removeprefix(start).removesuffix(" |") for row in kept if row.startswith(start)), "not tried"
+        )
+        rows.append(f"{start}{outcomes.get(mutant, earlier)} |")
+    TABLE.write_text(HEAD + "\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":
