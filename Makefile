@@ -8,7 +8,7 @@ BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome-stab
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store faults-network chaos fuzz security mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
+.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store faults-network chaos fuzz simulate security mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ fuzz: $(VENV)/fuzz.stamp ## storm a server, then run every reader on a million h
 
 security: $(VENV)/dev.stamp ## run the incident checks: one for each way in which servers like this were broken into
 	@$(BIN)/python -m pytest tests/security
+
+simulate: $(VENV)/dev.stamp ## live through 300 histories of the whole system under a virtual clock (minutes)
+	@$(BIN)/python -m pytest tests/faults/simulation --simulation-seeds 300 --show-capture=no -s
 
 mutants: $(VENV)/dev.stamp ## plant faults in copies of the product and see that the tests notice (half an hour)
 	@cd tools && ../$(BIN)/python -m mutants --write
