@@ -1,5 +1,8 @@
 """How many histories are simulated, or which one."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
 
@@ -14,3 +17,13 @@ def simulation_seeds(request: pytest.FixtureRequest) -> range:
     if seed is not None:
         return range(seed, seed + 1)
     return range(request.config.getoption("--simulation-seeds", default=12))
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Everything that fails here is logged, thousands of times."""
+    logger = logging.getLogger("llmws")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)

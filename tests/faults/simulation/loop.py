@@ -70,7 +70,7 @@ class VirtualLoop(base_events.BaseEventLoop):
                 return
             try:
                 future.set_result(func(*args))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whoever awaits it is told
                 future.set_exception(error)
 
         self.call_later(INSPECTION_S, work)

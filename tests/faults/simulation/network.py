@@ -52,14 +52,19 @@ class SimulatedServer:
 
 
 class SimulatedNetwork:
-    """All wires there are. `is_parted`: nothing arrives anywhere, and nobody is told."""
+    """All wires there are. While it is parted nothing arrives anywhere, and nobody is told."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.servers: dict[int, SimulatedServer] = {}
         self.wires: list[Wire] = []
         self.made = 0
-        self.is_parted = False
+        self._whole = asyncio.Event()
+        self._whole.set()
+
+    @property
+    def is_parted(self) -> bool:
+        return not self._whole.is_set()
 
     def listen(self, factory: Callable[[], asyncio.Protocol], listener: Listener) -> SimulatedServer:
         server = self.servers[listener.port] = SimulatedServer(self, listener.port, factory)
@@ -71,8 +76,7 @@ class SimulatedNetwork:
         self.made += 1
         wire = Wire(loop, random.Random(f"{self.rng.random()}"), self.made)
         await asyncio.sleep(wire.latency_s())
-        while self.is_parted:
-            await asyncio.sleep(1)
+        await self._whole.wait()
         if (server := self.servers.get(port)) is None:
             raise ConnectionRefusedError(111, "Connection refused")
         self.wires = [each for each in self.wires if not each.is_over]
@@ -89,9 +93,13 @@ class SimulatedNetwork:
 
     def part(self) -> None:
         """Nothing gets through any more, on any connection there is or will be; the old ones never recover."""
-        self.is_parted = True
+        self._whole.clear()
         for wire in self.wires:
             wire.is_stalled = True
+
+    def join(self) -> None:
+        """New connections get through again."""
+        self._whole.set()
 
 
 class Wire:

@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from llmws.client import Client
+from llmws.client.answer import Reset
 from llmws.client.backoff import Backoff
 from llmws.client.errors import (
     GenerationError,
@@ -25,7 +26,6 @@ from llmws.client.errors import (
     WithdrawnError,
 )
 from llmws.client.generation import Generation
-from llmws.client.answer import Reset
 from llmws.protocol import messages as m
 from tests.faults.simulation.loop import VirtualLoop
 from tests.faults.simulation.script import breaks_off, whole_text
@@ -55,11 +55,12 @@ class World(Protocol):
 class Questions:
     """What a principal has asked, and how each ended."""
 
-    def __init__(self, name: str, rng: random.Random) -> None:
+    def __init__(self, world: World, name: str, rng: random.Random) -> None:
         self.asked: dict[str, dict[str, Any]] = {}
         self.accepted: set[str] = set()
         self.ends: dict[str, str] = {}
         self.cancelled: set[str] = set()
+        self._world = world
         self._name = name
         self._rng = rng
 
@@ -81,10 +82,10 @@ class Questions:
         question = self.asked[request_id]["prompt"]
         whole = whole_text(question)
         assert end is None or end in ENDS, f"{request_id} ended in {end}"
-        if end == "stop" or (end == "model_failed" and breaks_off(question)):
-            assert text == whole, f"{request_id}: wrong text"
-        else:
-            assert whole.startswith(text), f"{request_id}: wrong text"
+        is_whole = end == "stop" or (end == "model_failed" and breaks_off(question))
+        is_right = text == whole if is_whole else whole.startswith(text)
+        self._world.seen["wrong"] += not is_right
+        assert is_right, f"{request_id}: wrong text"
         assert end != "cancelled" or request_id in self.cancelled
 
 
@@ -98,7 +99,7 @@ class Person:
         self.world = world
         self.name = name
         self.story = Story()
-        self.questions = Questions(name, rng)
+        self.questions = Questions(world, name, rng)
         self.devices = [
             Device(self, kind, mode, random.Random(f"{rng.random()}"))
             for kind, mode in (("phone", "takeover"), ("laptop", "takeover"), ("page", "observe"))
@@ -210,12 +211,14 @@ class Device:
         world = self._world
         world.note(self._name, json.dumps(message))
         if "seq" in message and "epoch" in message:
+            known = self.model.story.payloads.get((message["epoch"], message["seq"]), message)
             world.seen["events"] += 1
+            world.seen["wrong"] += known != message
             world.seen["lost"] += message["seq"] > self.model.last_seq + 1
             world.seen["duplicated"] += message["seq"] <= self.model.last_seq
         self.model.receive(message)
         if message["type"] == "welcome":
-            world.seen["resumes" if message["status"] == "resumed" else f"{message['status']} sessions"] += 1
+            world.seen[{"resumed": "resumes", "reset": "resets", "new": "new sessions"}[message["status"]]] += 1
             self._welcomed.set()
         if message["type"] == "ack_received":
             self.acked_all = message["floor_seq"] >= self.model.last_seq
@@ -265,7 +268,7 @@ class Program:
     """A program that uses the real client, keeps its position, and goes on from there."""
 
     def __init__(self, world: World, name: str, rng: random.Random) -> None:
-        self.questions = Questions(name, rng)
+        self.questions = Questions(world, name, rng)
         self.session_id: str | None = None
         self._world = world
         self._name = name
@@ -328,6 +331,7 @@ class Program:
         request_id, world = generation.request_id, self._world
         pieces = self._pieces.setdefault(request_id, {})
         next_index: int | None = None
+        refused: RequestRejectedError | None = None
         try:
             async for event in generation:
                 world.note(self._name, repr(event))
@@ -350,8 +354,10 @@ class Program:
         except GenerationError as error:
             self._end(request_id, error.code)
         except RequestRejectedError as error:
-            assert error.code in REFUSALS, f"refused: {error}"
-            assert error.code != "duplicate", "an answer was acknowledged that was not read to its end"
+            refused = error
+        assert refused is None or refused.code in REFUSALS, f"refused: {refused}"
+        # It would have been acknowledged without being read to its end.
+        assert refused is None or refused.code != "duplicate"
 
     def _end(self, request_id: str, end: str) -> None:
         assert self.questions.ends.setdefault(request_id, end) == end, "an answer ended twice"

@@ -167,12 +167,12 @@ class ServerProcess:
     def __init__(
         self,
         loop: VirtualLoop,
+        *,
         network: SimulatedNetwork,
         site: Site,
         rng: random.Random,
         clock: Clock,
         settings: HubSettings,
-        *,
         save_uptime: Callable[[float], None],
         crashed: Callable[[], None],
     ) -> None:

@@ -1,7 +1,7 @@
 """One seed's world: a machine with a disk and clocks, a server on it, a network, people and programs, and bad luck.
 
-`simulate` runs it in four acts: bad luck; calm, in which everybody must get everything; absence, after which nothing may
-be left; and the end of the server, after which no task and no timer may be left. Invariant: a seed is a history.
+`simulate` runs it in four acts: bad luck; calm, in which everybody must get everything; absence, after which nothing
+may be left; and the end of the server, after which no task and no timer may be left. Invariant: a seed is a history.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
-
-import msgspec
 
 from llmws.errors import ConfigError
 from llmws.protocol import messages as m
@@ -38,19 +36,12 @@ NEVER = 10**9
 DAY_S = 86_400.0
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What a history was: its hash names it, `seen` counts what happened in it."""
-
-    trace: str
-    seen: Counter[str]
-
-
 class World:
     """Everything outside the product's code, and the bad luck."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, seen: Counter[str]) -> None:
+        self.seen = seen
         self.rng = random.Random(seed)
-        self.seen: Counter[str] = Counter()
         self._calmed = asyncio.Event()
         self.network = SimulatedNetwork(self.fork())
         self.loop = VirtualLoop(self.network)
@@ -75,7 +66,7 @@ class World:
         programs = [Program(self, f"program{n}", self.fork()) for n in range(self.rng.choice((1, 1, 2)))]
         self.everybody: list[Person | Program] = [*people, *programs]
         self._trace = hashlib.sha256()
-        self.recent: deque[str] = deque(maxlen=60)
+        self.recent: deque[str] = deque(maxlen=30)
         self._fates: list[tuple[Callable[[], None], int]] = [
             (self.cut, 20), (self.stall, 6), (self.part, 2), (self.kill, 8), (self.blow_fuse, 8), (self.stop, 3),
             (self.turn_clock, 4), (self.fill_disk, 3), (self.wear_disk, 4), (self.slow_disk, 3), (self.rotate, 3),
@@ -95,6 +86,11 @@ class World:
         """Waits until there is a server again."""
         await self.is_up.wait()
         await asyncio.sleep(self.rng.random())
+
+    @property
+    def trace(self) -> str:
+        """The hash of everything that was noted."""
+        return self._trace.hexdigest()
 
     @property
     def is_calm(self) -> bool:
@@ -146,10 +142,15 @@ class World:
             conversation_ttl_d=self.ttl_s / DAY_S if self.ttl_s == TTL_S else 0.0,
         )
         return ServerProcess(
-            self.loop, self.network, self.site, self.fork(), self.clock, settings,
+            self.loop,
+            network=self.network,
+            site=self.site,
+            rng=self.fork(),
+            clock=self.clock,
+            settings=settings,
             save_uptime=lambda uptime_s: setattr(self, "uptime_s", uptime_s),
             crashed=self.kill,
-        )  # fmt: skip
+        )
 
     def _end_process(self) -> bool:
         """Cuts the server off. False: there is none."""
@@ -175,7 +176,7 @@ class World:
     def calm(self) -> None:
         """From now on nothing goes wrong any more; what is broken stays broken."""
         self._calmed.set()
-        self.network.is_parted = False
+        self.network.join()
         self.disk.fault_rate, self.disk.is_full, self.disk.latency_s, self.disk.fuse = 0.0, False, 0.004, NEVER
 
     def for_a_while(self, undo: Callable[[], None]) -> None:
@@ -194,7 +195,7 @@ class World:
     def part(self) -> None:
         self.network.part()
         self.seen["cuts"] += 1
-        self.for_a_while(lambda: setattr(self.network, "is_parted", False))
+        self.for_a_while(self.network.join)
 
     def kill(self) -> None:
         """`kill -9`, also in the middle of a system call."""
@@ -306,20 +307,19 @@ class World:
         assert self.process.engine.keys == []
 
 
-def simulate(seed: int) -> Outcome:
-    """Runs a seed's history. Raises what is wrong with it."""
-    world = World(seed)
+def simulate(seed: int, seen: Counter[str]) -> str:
+    """Runs a seed's history, and counts what was in it. Returns its hash; raises what is wrong with it."""
+    world = World(seed, seen)
     try:
         world.loop.run_until_complete(world.run())
         timers = world.loop.timers
         assert not timers, f"timers are left: {timers}"
+    except BaseException as error:
+        error.add_note("\n".join(["the last that happened:", *world.recent]))
+        raise
     finally:
         world.abandon()
-    world.seen.update(
-        {
-            "disk faults": world.disk.faults,
-            "virtual s": int(world.loop.now_s - START_S),
-            "connections": world.network.made,
-        }
-    )
-    return Outcome(world._trace.hexdigest(), world.seen)
+        seen["disk faults"] += world.disk.faults
+        seen["virtual s"] += int(world.loop.now_s - START_S)
+        seen["connections"] += world.network.made
+    return world.trace
