@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from bench.client import Wire, connect, expect
 from bench.engine import Pace
 from bench.figures import Figure, figure
-from bench.load.good import streams
+from bench.load.good import Watched, streams
 from bench.load.size import Size
 from bench.servers import TIMEOUT_S, Running, product
 from llmws.protocol import encode
@@ -32,59 +32,76 @@ ALLOWED_KIB: Final = 256.0
 
 
 class Kind(NamedTuple):
-    """What deaf clients bring before they stop reading, what they say then, and what may be held for each."""
+    """What clients bring before they stop reading, what they say then, and what may be held for each."""
 
     name: str
     brings: Sequence[bytes]
     says: Sequence[bytes]
     allowed_kib: float
+    is_deaf: bool = True
 
 
-KINDS: Final = (
-    Kind("an answer", (), (encode(m.Inference(input_ids=[1], config=m.Sampling(max_new_tokens=TOKENS))),), ALLOWED_KIB),
-    Kind(
-        f"{QUESTIONS:,} long pages",
-        (encode(m.Import(messages=[m.ChatMessage(role="user", content="x" * LONG_CHARS)])),),
-        (encode(m.History()),) * QUESTIONS,
-        ALLOWED_KIB + LONG_CHARS / 1024,
-    ),
+_ASK: Final = encode(m.Inference(input_ids=[1], config=m.Sampling(max_new_tokens=TOKENS)))
+_LONG: Final = encode(m.Import(messages=[m.ChatMessage(role="user", content="x" * LONG_CHARS)]))
+
+READERS: Final = Kind("that read", (), (_ASK,), 0, is_deaf=False)
+ANSWERED: Final = Kind("that do not read an answer", (), (_ASK,), ALLOWED_KIB)
+# A page is sent whole, so one may be held beyond what is allowed otherwise.
+PAGED: Final = Kind(
+    f"that do not read {QUESTIONS:,} pages",
+    (_LONG,),
+    (encode(m.History()),) * QUESTIONS,
+    ALLOWED_KIB + LONG_CHARS / 1024,
 )
-"""A page is sent whole, so one may be held beyond what is allowed otherwise."""
+
+
+class Found(NamedTuple):
+    """What such clients do to the streams beside them, and to the server's memory, for each."""
+
+    beside: Watched
+    grown_kib: float
 
 
 def measure(folder: Path, size: Size) -> list[Figure]:
-    """Those who have an answer, and those who ask for something long again and again."""
+    """Those who have an answer, less what it takes for those who read it; and those who ask again and again."""
     folder.mkdir()
-    figures = []
-    for kind in KINDS:
-        figures += asyncio.run(_measure(folder / kind.name.replace(" ", "-"), size, kind))
-    return figures
-
-
-async def _measure(folder: Path, size: Size, kind: Kind) -> list[Figure]:
-    with product(folder, pace=PACE) as server:
-        async with streams(server, STREAMS, pace=PACE) as streaming:
-            await asyncio.sleep(WARM_S)
-            deaf = [await _deaf(server, kind) for _ in range(DEAF)]
-            alone = await streaming.watch(size.measured_s)
-            before_kib = server.unique_kib()
-            for wire in deaf:
-                for message in kind.says:
-                    wire.send(message)
-            await asyncio.sleep(FULL_S)
-            grown_kib = server.unique_kib() - before_kib
-            beside = await streaming.watch(size.measured_s)
-            for wire in deaf:
-                wire.transport.abort()
+    readers, answered, paged = (
+        asyncio.run(_measure(folder / f"{number}", size, kind))
+        for number, kind in enumerate((READERS, ANSWERED, PAGED))
+    )
+    title = f"beside {DEAF} clients"
     return [
-        *alone.figures(f"{STREAMS} fast streams"),
-        *beside.figures(f"beside {DEAF} clients that do not read {kind.name}", p99_at_most=500.0),
-        figure("  memory for each of them", "KiB", [grown_kib / DEAF], at_most=kind.allowed_kib),
+        *readers.beside.figures(f"{title} {READERS.name}"),
+        *answered.beside.figures(f"{title} {ANSWERED.name}", p99_at_most=500.0),
+        _held(answered.grown_kib - readers.grown_kib, ANSWERED),
+        *paged.beside.figures(f"{title} {PAGED.name}", p99_at_most=500.0),
+        _held(paged.grown_kib, PAGED),
     ]
 
 
-async def _deaf(server: Running, kind: Kind) -> Wire:
-    """A client that reads nothing once it has been let in, and what it brings is taken."""
+def _held(grown_kib: float, kind: Kind) -> Figure:
+    return figure("  memory for each of them", "KiB", [grown_kib], at_most=kind.allowed_kib)
+
+
+async def _measure(folder: Path, size: Size, kind: Kind) -> Found:
+    with product(folder, pace=PACE) as server:
+        async with streams(server, STREAMS, pace=PACE) as streaming:
+            await asyncio.sleep(WARM_S)
+            wires = [await _client(server, kind) for _ in range(DEAF)]
+            before_kib = server.unique_kib()
+            for wire in wires:
+                for message in kind.says:
+                    wire.send(message)
+            await asyncio.sleep(FULL_S)
+            grown_kib = (server.unique_kib() - before_kib) / DEAF
+            beside = await streaming.watch(size.measured_s)
+            for wire in wires:
+                wire.transport.abort()
+    return Found(beside, grown_kib)
+
+
+async def _client(server: Running, kind: Kind) -> Wire:
+    """A client that has been let in; what it brings is taken."""
     answered = asyncio.Event()
     wire = await connect(server.port, lambda _: answered.set())
     wire.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -94,5 +111,6 @@ async def _deaf(server: Running, kind: Kind) -> Wire:
         async with asyncio.timeout(TIMEOUT_S):
             await answered.wait()
     expect(wire.messages == 1 + len(kind.brings), "one answer each", wire.messages)
-    wire.transport.pause_reading()
+    if kind.is_deaf:
+        wire.transport.pause_reading()
     return wire
