@@ -19,6 +19,7 @@ from llmws.client.discovery import local_servers
 from llmws.config import ServerSection
 from llmws.errors import ConfigError
 from llmws.server.codes import LIFETIME_S, Codes
+from llmws.store.disk import DRAFT_SUFFIX
 from llmws.store.keys import load_keys
 from llmws.store.lock import hold_state_folder
 from llmws.store.tokens import TokenFile
@@ -145,6 +146,18 @@ def test_a_damaged_token_file_lets_nobody_in(tmp_path: Path) -> None:
     for damage in ("", "{}", "null", '{"tokens":[{}]}', "[" * 5000):
         (tmp_path / "tokens.json").write_text(damage)
         assert [tokens.identify(token) for token in (valid, "", None)] == [None] * 3
+
+
+def test_a_file_that_was_not_finished_is_not_read(tmp_path: Path) -> None:
+    """What is written beside a file counts once it has taken the file's name, and not before."""
+    TokenFile(tmp_path / "tokens.json").create("ann", "user")
+    other = TokenFile(tmp_path / "other.json")
+    stranger = other.create("mallory", "admin")
+    (tmp_path / "other.json").rename(tmp_path / ("tokens.json" + DRAFT_SUFFIX))
+    tokens = TokenFile(tmp_path / "tokens.json")
+    assert tokens.identify(stranger) is None
+    tokens.create("bob", "user")
+    assert [entry.principal for entry in tokens.list()] == ["ann", "bob"]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o666])

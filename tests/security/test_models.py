@@ -67,6 +67,22 @@ def test_an_index_leads_nowhere_else(catalog: Catalog, tmp_path: Path) -> None:
     assert offered(catalog) == []
 
 
+def test_what_has_not_come_whole_is_not_offered(catalog: Catalog, tmp_path: Path) -> None:
+    """A download that is renamed into place before it is checked is served when it breaks off."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n"
+    longer = (1000).to_bytes(8, "little") + b"{}"
+    tensor = b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
+    cut = len(tensor).to_bytes(8, "little") + tensor + bytes(35)
+    for number, weights in enumerate((b"", WEIGHTS[:7], pointer, longer, cut)):
+        (folder(tmp_path / "models" / f"m{number}") / "model.safetensors").write_bytes(weights)
+    shard = folder(tmp_path / "models" / "shard", weights="model-1.safetensors")
+    (shard / "model.safetensors.index.json").write_text(
+        '{"weight_map":{"v":"model-1.safetensors","w":"2.safetensors"}}'
+    )
+    (tmp_path / "models" / "dots").mkdir()
+    assert offered(catalog) == []
+
+
 def test_a_link_leads_nowhere_else(catalog: Catalog, tmp_path: Path) -> None:
     """Archives and repositories carry links, and what is read through one may be any file of the account."""
     (tmp_path / "secret").write_bytes(WEIGHTS)

@@ -13,6 +13,7 @@ from tests.security.wire import ask, send
 
 PATHS = (
     "//",
+    "//evil.example/%2e%2e",
     "//healthz",
     "/./healthz",
     "/x/../healthz",
@@ -41,7 +42,9 @@ async def test_a_path_is_served_in_one_spelling_only(running: Running) -> None:
     for path in PATHS:
         client = await running.upgraded(path=path)
         client.writer.close()
-        actual[path] = ((await ask(running, path)).status, client.status)
+        answer = await ask(running, path)
+        assert "\nlocation:" not in answer.head, "a redirect leads where the path says: CVE-2019-10856, Jupyter"
+        actual[path] = (answer.status, client.status)
     assert actual == dict.fromkeys(PATHS, (404, 404))
 
 
