@@ -276,11 +276,11 @@ def longest_step_ns() -> int:
 
 
 DOORS = (
-    Target(run=door, share=60),
-    Target(run=websocket_upgrade, share=15, max_bytes=2048, longest_step_ns=longest_step_ns),
-    Target(run=websocket, share=40, longest_step_ns=longest_step_ns),
-    Target(run=websocket_session, share=40, longest_step_ns=longest_step_ns),
-    Target(run=websocket_flood, share=2, max_bytes=256, longest_step_ns=longest_step_ns),
-    Target(run=http, share=15, max_bytes=2048, longest_step_ns=longest_step_ns),
+    Target(run=door, share=80),
+    Target(run=websocket_upgrade, share=8, max_bytes=2048, longest_step_ns=longest_step_ns),
+    Target(run=websocket, share=15, longest_step_ns=longest_step_ns),
+    Target(run=websocket_session, share=15, longest_step_ns=longest_step_ns),
+    Target(run=websocket_flood, share=1, max_bytes=256, longest_step_ns=longest_step_ns),
+    Target(run=http, share=6, max_bytes=2048, longest_step_ns=longest_step_ns),
     Target(run=http_flood, share=1, max_bytes=512, longest_step_ns=longest_step_ns),
 )

@@ -161,11 +161,11 @@ def image(data: bytes) -> None:
 
 
 MODELS = (
-    Target(run=model_name, share=60, max_bytes=256),
+    Target(run=model_name, share=80, max_bytes=256),
     Target(run=config_json, share=30, on_loop=False),
     Target(run=weights_index, share=10, on_loop=False),
     Target(run=weights_header, share=10, on_loop=False),
     Target(run=tokenizer_files, share=10, on_loop=False),
-    Target(run=prompt_frames, share=15, on_loop=False),
-    Target(run=image, share=15, on_loop=False, max_bytes=16_384),
+    Target(run=prompt_frames, share=10, on_loop=False),
+    Target(run=image, share=10, on_loop=False, max_bytes=16_384),
 )

@@ -91,6 +91,7 @@ def _model(data: bytes, state: LogState) -> tuple[list[Record], bool]:
     records: list[Record] = []
     cipher: SegmentCipher | None = None
     last_n: int | None = None
+    held_n: int | None = None  # of the present segment
     lines = list(io.BytesIO(data))
     at = 0
     for at, line in enumerate([*lines, b""]):  # noqa: B007 - where it stopped is what counts
@@ -99,15 +100,15 @@ def _model(data: bytes, state: LogState) -> tuple[list[Record], bool]:
             break
         segment = known.cipher.segment
         if known.record is None:
-            if cipher is not None and (segment.base != last_n or segment.epoch < cipher.segment.epoch):
+            if cipher is not None and (held_n != segment.base or segment.epoch < cipher.segment.epoch):
                 break
-            cipher = known.cipher
+            cipher, held_n = known.cipher, None
             continue
         n = known.record.n
         fits = segment.base < n <= state.first_n if last_n is None else n == last_n + 1
         if known.cipher is not cipher or not fits:
             break
-        last_n = n
+        last_n = held_n = n
         if n >= state.first_n:
             records.append(known.record)
     legible = {each.header for each in _SEGMENTS if each.segment in state.segments}
@@ -239,11 +240,11 @@ def _file(name: str, data: bytes) -> Path:
 
 
 STORED = (
-    Target(run=log, share=30, on_loop=False),
-    Target(run=log_edits, share=40, on_loop=False, max_bytes=48),
-    Target(run=meta, share=40, on_loop=False),
-    Target(run=token_file, share=20),
+    Target(run=log, share=20, on_loop=False),
+    Target(run=log_edits, share=20, on_loop=False, max_bytes=48),
+    Target(run=meta, share=60, on_loop=False),
+    Target(run=token_file, share=10),
     Target(run=key_file, share=10, on_loop=False, max_bytes=16_384),
-    Target(run=config_file, share=30, on_loop=False, max_bytes=16_384),
-    Target(run=environment, share=20, on_loop=False),
+    Target(run=config_file, share=15, on_loop=False, max_bytes=16_384),
+    Target(run=environment, share=10, on_loop=False),
 )

@@ -153,11 +153,11 @@ def ready_object(data: bytes) -> None:
 
 
 WIRE = (
-    Target(run=wire_first, share=150),
-    Target(run=wire_later, share=150),
-    Target(run=client_story, share=90, on_loop=False),
+    Target(run=wire_first, share=200),
+    Target(run=wire_later, share=200),
+    Target(run=client_story, share=70, on_loop=False),
     Target(run=bearer, share=60, max_bytes=512),
-    Target(run=host_and_origin, share=100, max_bytes=256),
+    Target(run=host_and_origin, share=120, max_bytes=256),
     Target(run=server_address, share=30, on_loop=False, max_bytes=256),
-    Target(run=ready_object, share=20, on_loop=False, max_bytes=65_536),
+    Target(run=ready_object, share=8, on_loop=False, max_bytes=65_536),
 )
