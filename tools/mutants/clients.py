@@ -39,8 +39,8 @@ MUTANTS = [
     Mutant(
         "a handshake that is cut is final",
         "llmws/client/link.py",
-        'raise LostError("the connection was lost during the TLS handshake")',
-        'raise ProtocolError("TLS failed")',
+        "        raise LostError(_words(error)) from None",
+        "        raise ProtocolError(_words(error)) from None",
         TLS,
     ),
     Mutant(
@@ -97,28 +97,28 @@ MUTANTS = [
         PAGE,
         '  if (code !== null) history.replaceState(null, "", location.pathname);\n',
         "",
-        BROWSER,
+        f"{BROWSER} -k signs_in_once",
     ),
     Mutant(
         "the code stays in the history",
         PAGE,
         'history.replaceState(null, "", location.pathname)',
         'history.pushState(null, "", location.pathname)',
-        BROWSER,
+        f"{BROWSER} -k signs_in_once",
     ),
     Mutant(
         "a code that is opened in the same tab is not seen",
         PAGE,
         'addEventListener("hashchange", begin);\n',
         "",
-        BROWSER,
+        f"{BROWSER} -k same_tab",
     ),
     Mutant(
         "the page keeps its token for every tab",
         PAGE,
         "sessionStorage.setItem(TOKEN",
         "localStorage.setItem(TOKEN",
-        BROWSER,
+        f"{BROWSER} -k reload",
     ),
     Mutant("a revoked token is kept", PAGE, "      sessionStorage.removeItem(TOKEN);\n", "", f"{BROWSER} -k revoked"),
     Mutant(
