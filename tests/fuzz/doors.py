@@ -22,7 +22,7 @@ from llmws.server.auth import Denied
 from llmws.server.door import MAX_HELLO_BYTES, Accepted, Close, Door, Forward, Reply
 from llmws.server.entrance import Entrance
 from llmws.server.listen import configure
-from llmws.server.websocket import WebSocketProtocol
+from llmws.server.websocket import SLICE_BYTES, WebSocketProtocol
 from tests.fuzz.target import PART, Target
 from tests.fuzz.transport import READ_BYTES, FakeTransport
 from tests.support.credentials import FixedCredentials
@@ -138,9 +138,8 @@ def websocket_session(data: bytes) -> None:
 
 
 def websocket_flood(data: bytes) -> None:
-    """A burst of the same again and again is taken in short steps."""
-    repeated = data * (FLOOD_BYTES // max(1, len(data)))
-    _run(_converse(b"\0" + repeated, begin=UPGRADE + HELLO, http=False))
+    """Frames, and then the same again and again: they are taken in short steps, and little is kept of them."""
+    _run(_converse(b"\0" + _flood(data), begin=UPGRADE, http=False))
 
 
 def http(data: bytes) -> None:
@@ -150,9 +149,12 @@ def http(data: bytes) -> None:
 
 def http_flood(data: bytes) -> None:
     """The same of a request's head, once, and what follows again and again."""
+    _run(_converse(b"\0" + _flood(data), begin=b"", http=True))
+
+
+def _flood(data: bytes) -> bytes:
     head, _, body = data.partition(PART)
-    repeated = head + body * (FLOOD_BYTES // max(1, len(body)))
-    _run(_converse(b"\0" + repeated, begin=b"", http=True))
+    return head + body * (FLOOD_BYTES // max(1, len(body)))
 
 
 async def _converse(data: bytes, *, begin: bytes, http: bool) -> int:
@@ -215,7 +217,7 @@ def _check_held(protocol: object, *, is_in: bool) -> None:
     if isinstance(protocol, WebSocketProtocol):
         held_bytes = len(protocol._message) + len(protocol.wire.reader.buffer)
         allowed_bytes = 4 * LIMITS.max_message_bytes if is_in else 2 * MAX_HELLO_BYTES
-        assert held_bytes <= allowed_bytes + READ_BYTES
+        assert held_bytes <= allowed_bytes + SLICE_BYTES
 
 
 def _check_said(output: bytes, sessions: Sessions, *, is_upgraded: bool) -> None:

@@ -40,7 +40,8 @@ def conversations() -> list[list[bytes]]:
         said += [[UPGRADE, data[1:]] for data in corpus_of(name)]
         said += [[UPGRADE, HELLO, data[1:]] for data in corpus_of(name)]
     for data in corpus_of("websocket-flood"):
-        said.append([UPGRADE, HELLO, data * (FLOOD_BYTES // len(data))])
+        head, _, body = data.partition(PART)
+        said.append([UPGRADE, HELLO, head + body * (FLOOD_BYTES // max(1, len(body)))])
     for name in ("wire-first", "wire-later", "door"):
         said += [[UPGRADE, HELLO, *map(frame, data.split(PART))] for data in corpus_of(name)]
     return said
