@@ -27,13 +27,16 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
     """The server's side of TLS 1.2 and newer, with this certificate.
 
     Raises:
-        ConfigError: names the file that cannot be used, and why.
+        ConfigError: names the file that cannot be used, or is no secret, and why.
     """
     for name, path in (("tls_cert", cert), ("tls_key", key)):
         try:
             path.read_bytes()
         except OSError as error:
             raise ConfigError(f"server.{name}: {path} cannot be read ({error.strerror})") from None
+    # A group may: packages of certificates have one for the services that use them.
+    if key.stat().st_mode & 0o007:
+        raise ConfigError(f"server.tls_key: every account of this machine can read {key}; fix it: chmod o= {key}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
     try:

@@ -57,3 +57,15 @@ async def test_old_and_plain_speakers_hear_nothing_from_a_tls_port(serve: Serve,
     client = await running.connect()
     client.writer.write(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n\r\n".encode())
     assert b"HTTP/1.1" not in await client.reader.read()
+
+
+@pytest.mark.parametrize(("mode", "is_taken"), [(0o600, True), (0o640, True), (0o644, False), (0o604, False)])
+def test_a_tls_key_that_every_account_can_read_stops_the_start(tmp_path: Path, mode: int, is_taken: bool) -> None:
+    """Who has the key is the server to everybody who trusts its certificate."""
+    certificate = Authority(tmp_path).issue("127.0.0.1")
+    certificate.chmod(mode)
+    if is_taken:
+        tls_context(certificate, certificate)
+    else:
+        with pytest.raises(ConfigError, match="chmod o="):
+            tls_context(certificate, certificate)

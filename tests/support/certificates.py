@@ -37,6 +37,7 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
         certificate = self._signed(subject, key, names, is_authority=False, age=age)
         file = self._folder / f"{certificate.serial_number}.pem"
+        file.touch(mode=0o600)
         file.write_bytes(
             certificate.public_bytes(serialization.Encoding.PEM) + self.file.read_bytes() + _pem(key),
         )

@@ -58,5 +58,10 @@ MUTANTS = [
     Mutant("images are bounded one by one", "llmws/engine/image_files.py", "    if total > max_pixels:", "    if not total:", _IMAGES),
     Mutant("a body has no greatest size", "llmws/server/asgi.py", "                if len(body) > MAX_SMALL_BODY_BYTES:", "                if len(body) > 2**30:", _REQUESTS),
     Mutant("a template leaves the sandbox", "llmws/prompt/template.py", "class _Sandbox(ImmutableSandboxedEnvironment):", "class _Sandbox(__import__('jinja2').Environment):", _MODELS),
+    Mutant("a TLS key is for all to read", "llmws/server/tls.py", "    if key.stat().st_mode & 0o007:", "    if key.stat().st_mode & 0o000:", _SECURITY + "test_exposure.py"),
+    Mutant("strangers are heard", "llmws/server/door.py", "            case m.Hello():\n                return self._hello(message)\n            case _:", "            case m.Hello():\n                return self._hello(message)\n            case m.ListModels():\n                return (Forward(message),)\n            case _:", _SECURITY + "test_exposure.py"),
+    Mutant("a draft is read as if it were finished", "llmws/store/tokens.py", "            return msgspec.json.decode(self._path.read_bytes(), type=_File)", "            from llmws.store.disk import draft_of\n            path = draft_of(self._path)\n            return msgspec.json.decode((path if path.exists() else self._path).read_bytes(), type=_File)", _CREDENTIALS),
+    Mutant("weights that break off are offered", "llmws/weight_files.py", "    if told_bytes > data_bytes:", "    if told_bytes < 0:", _MODELS),
+    Mutant("a link out of a model's folder is followed", "llmws/catalog/inspection.py", 'raise ModelInvalidError(f"{printable(name)} is a link out of the folder")', "continue", _MODELS),
     Mutant("text is unpickled", "llmws/places.py", "import tempfile\n", "import pickle\nimport tempfile\n", _SOURCE),
 ]  # fmt: skip
