@@ -164,6 +164,7 @@ class Device:
     async def live(self) -> None:
         while not self._world.is_calm:
             await asyncio.sleep(self._rng.expovariate(1 / self._rng.choice((0.5, 5, 60))))
+            await self._world.come_up()
             if self._is_first or self._person.story.has_asked:
                 await self.visit(self._rng.expovariate(1 / 20))
 
@@ -280,6 +281,7 @@ class Program:
         while not (self._world.is_calm and not self.questions.open):
             if not self._world.is_calm:
                 await asyncio.sleep(self._rng.expovariate(1 / self._rng.choice((0.5, 5, 60))))
+            await self._world.come_up()
             await self._visit()
         for request_id, end in self.questions.ends.items():
             self.questions.check(request_id, "".join(self._pieces.get(request_id, {}).values()), end)

@@ -74,7 +74,7 @@ class SteppedStore(FileStore):
         self._crashed = crashed
         self._waiting: dict[int, Callable[[], None]] = {}
         self._last_job = 0
-        self._round_is_due = False
+        self._round_is_due = self._is_dead = False
         self._syncs = self._tasks = Pool(self._later)  # type: ignore[assignment]
 
     @property
@@ -106,12 +106,14 @@ class SteppedStore(FileStore):
             self._crashed()
 
     def kill(self) -> None:
+        self._is_dead = True
         self._waiting.clear()
-        self._crashed = lambda: None
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _later(self, work: Callable[..., None], *arguments: Any) -> None:
+        if self._is_dead:
+            return
         self._last_job += 1
         number = self._last_job
         self._waiting[number] = lambda: work(*arguments)

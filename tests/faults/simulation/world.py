@@ -84,8 +84,9 @@ class World:
 
     async def come_up(self) -> None:
         """Waits until there is a server again."""
-        await self.is_up.wait()
-        await asyncio.sleep(self.rng.random())
+        while not self.is_up.is_set():
+            await self.is_up.wait()
+            await asyncio.sleep(self.rng.random())
 
     @property
     def trace(self) -> str:
@@ -302,7 +303,8 @@ class World:
     def check_nothing_left(self) -> None:
         assert self.process is not None
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert not self.loop.errors, self.loop.errors
+        for context in self.loop.errors:
+            raise context.get("exception") or AssertionError(context)
         assert self.process.server.connections == 0
         assert self.process.engine.keys == []
 
