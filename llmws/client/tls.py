@@ -80,5 +80,5 @@ def refused(error: ssl.SSLCertVerificationError, *, is_pinned: bool) -> str:
     """What is wrong with a server's certificate and what can be done about it, in one line."""
     advice = _ADVICE.get(error.verify_code, _UNKNOWN)
     if is_pinned and advice is _UNKNOWN:
-        advice = "it is not the one that the server began with; restart the server if it was renewed"
+        advice = "it is not the one that this account's server names; restart the server if it was renewed"
     return f"the server's certificate is not trusted ({error.verify_message}); {advice}"

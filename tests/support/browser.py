@@ -42,13 +42,18 @@ class Browser:
     async def __aenter__(self) -> Self:
         flags = ["--headless", "--remote-debugging-port=0", f"--user-data-dir={self._folder}", "--disable-gpu"]
         flags += ["--host-resolver-rules=MAP *.example 127.0.0.1", "--no-proxy-server", "--disable-dev-shm-usage"]
-        if os.geteuid() == 0:
-            flags.append("--no-sandbox")  # root's processes cannot be sandboxed
+        # It shows nothing but the pages of these tests, and neither root nor every container can have its sandbox.
+        flags.append("--no-sandbox")
         silent = asyncio.subprocess.DEVNULL
         self._process = await asyncio.create_subprocess_exec(
             program(), *flags, "about:blank", stdin=silent, stdout=silent, stderr=silent
         )
-        self._socket: ClientConnection = await connect(await self._address(), compression=None, max_size=None)
+        try:
+            self._socket: ClientConnection = await connect(await self._address(), compression=None, max_size=None)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            raise
         self._reader = asyncio.create_task(self._read())
         return self
 
