@@ -41,9 +41,8 @@ def test_whatever_fails_everybody_gets_every_answer_once_and_nothing_is_left(sim
             if len(simulation_seeds) <= FEW:
                 raise
     figures = ", ".join(f"{seen[name]} {name}" for name in FIGURES)
-    print(
-        f"\n{len(simulation_seeds)} histories, {seen['virtual s'] / 3600:,.0f} virtual hours: {figures}; broken: {broken}"
-    )
+    hours = f"{seen['virtual s'] / 3600:,.0f} virtual hours"
+    print(f"\n{len(simulation_seeds)} histories, {hours}: {figures}; histories broken: {broken}")
     assert broken == []
     assert seen["resumes"] > 0
     assert seen["kills"] > 0
