@@ -67,12 +67,16 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         else:
             self.transport.close()
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Lets go of the socket; a watch would keep this object, and its parser, for as long as it waits."""
+        self._unwatch()
+        super().handle_websocket_upgrade(event)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone without an upgrade."""
         super().connection_lost(exc)
         self._entrance.left(self.transport)
-        if self._watch is not None:
-            self._watch.cancel()
+        self._unwatch()
 
     def cut(self) -> None:
         """Ends the connection at once."""
@@ -81,10 +85,12 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
     def _arm(self) -> None:
         self._watch = self.loop.call_later(self._entrance.server.hello_timeout_s, self._check)
 
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+
     def _check(self) -> None:
         """Cuts a connection that has not begun a request since the last check and is not being answered."""
-        if self.transport.get_protocol() is not self:
-            return
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is self._watched and (cycle is None or cycle.response_complete):
             self.cut()

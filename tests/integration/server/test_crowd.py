@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from itertools import pairwise
 
+import psutil
+
 from llmws.config import LimitsSection, ServerSection
+from llmws.server.http import HttpProtocol
 from llmws.server.listen import ACCEPTED_AT_ONCE
+from llmws.server.websocket import WebSocketProtocol
 from tests.integration.server.harness import TIMEOUT_S, Running, Serve
+
+
+def in_memory(kind: type) -> int:
+    gc.collect()
+    return sum(type(each) is kind for each in gc.get_objects())
 
 
 async def test_two_hundred_clients_are_served_beside_two_hundred_idle_ones(serve: Serve) -> None:
@@ -37,6 +47,35 @@ async def test_of_many_that_come_at_once_few_are_taken_at_a_time(running: Runnin
                 await asyncio.sleep(0)
                 counts.append(running.server.connections)
         assert max(after - before for before, after in pairwise(counts)) <= ACCEPTED_AT_ONCE
+
+
+async def test_of_clients_that_have_come_and_gone_nothing_is_left(running: Running) -> None:
+    async def come_and_go(times: int) -> tuple[int, int]:
+        for n in range(times):
+            match n % 3:
+                case 0:
+                    (await running.attached()).reset()
+                case 1:
+                    (await running.upgraded()).writer.close()
+                case _:
+                    (await running.connect()).writer.close()
+        async with asyncio.timeout(TIMEOUT_S):
+            while running.server.connections:  # noqa: ASYNC110 - it tells nobody when that changes
+                await asyncio.sleep(0)
+        return psutil.Process().num_fds(), len(asyncio.all_tasks())
+
+    doors = in_memory(WebSocketProtocol)
+    before = await come_and_go(3), in_memory(HttpProtocol)
+    assert (await come_and_go(60), in_memory(HttpProtocol)) == before
+    running.sessions.sinks.clear()
+    assert in_memory(WebSocketProtocol) == doors
+
+
+async def test_an_upgraded_connection_keeps_nothing_of_its_http(running: Running) -> None:
+    """Its watch, which runs for ten seconds more, would hold the parser that long for everyone who comes and goes."""
+    before = in_memory(HttpProtocol)
+    await running.attached()
+    assert in_memory(HttpProtocol) == before
 
 
 async def test_above_the_limit_of_an_address_the_oldest_without_a_hello_goes(serve: Serve) -> None:
