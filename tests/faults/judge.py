@@ -62,6 +62,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         """Whether everything came, once and as it was said."""
         return not (self.lost or self.duplicated or self.wrong)
 
+    @property
+    def has_been_hit(self) -> bool:
+        """Whether each kind of harm struck answers in the middle: otherwise a good end says little."""
+        return min(self.cuts_in_answers, self.kills_in_answers, self.continued) > 0
+
     def __add__(self, other: Verdict) -> Verdict:
         return Verdict(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,13 +19,15 @@ from typing import Protocol, Self
 
 import msgspec
 
-from tests.faults.chaos.users import Users
+from tests.faults.chaos.users import Users, journal_path
 from tests.support.fault_proxy import FaultProxy, draw
 from tests.support.stages import ROOT
 
 HEARTBEAT_S = 1.0
 REACH_BYTES = 30_000
 LASTING_S = 3.0
+HIT_BYTES = 5000
+"""So much must have been written down in a life before it is ended: a kill is to hit something."""
 
 
 class KillableServer(Protocol):
@@ -56,7 +59,12 @@ class Weather(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsersProcess:
-    """Some users, and the process that they live in now."""
+    """Some users, and the process that they live in now.
+
+    Attributes:
+        plan: what it was told.
+        journals_bytes_before: what the users had written down when it was started.
+    """
 
     def __init__(self, plan: Users, log: Path) -> None:
         self.plan = plan
@@ -64,8 +72,13 @@ class UsersProcess:
         self._start()
 
     def kill_and_start(self) -> None:
-        """`kill -9`, and the next process goes on."""
+        """`kill -9`, and the next process goes on.
+
+        Raises:
+            AssertionError: it had failed before.
+        """
         self.end()
+        assert self._process.returncode in (0, -signal.SIGKILL), self.log()
         self._start()
 
     @property
@@ -82,8 +95,15 @@ class UsersProcess:
         """What it has complained of."""
         return self._log.read_text()
 
+    @property
+    def journals_bytes(self) -> int:
+        """How much the users have written down."""
+        paths = [journal_path(Path(self.plan.folder), user) for user in self.plan.users]
+        return sum(path.stat().st_size for path in paths if path.exists())
+
     def _start(self) -> None:
         command = [sys.executable, "-m", "tests.faults.chaos.users", msgspec.json.encode(self.plan).decode()]
+        self.journals_bytes_before = self.journals_bytes
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -151,18 +171,15 @@ class Storm:
         await self._open.aclose()
 
     async def blow(self, seconds: float) -> None:
-        """Lets it happen.
+        """Lets it happen; returns with the server running.
 
         Raises:
-            AssertionError: users have failed.
+            ExceptionGroup: users have failed, or the server did not start again.
         """
-        tasks = [asyncio.create_task(each) for each in (self._kill_server(), self._kill_users())]
-        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=60)
-        for task in done:
-            task.result()
+        ends_s = time.monotonic() + seconds
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._kill_server(ends_s))
+            group.create_task(self._kill_users(ends_s))
 
     async def end(self) -> None:
         """Calms everything and waits for the users' ends.
@@ -184,20 +201,27 @@ class Storm:
         for process in self._processes:
             assert process.status in (None, 0), process.log()
 
-    async def _kill_server(self) -> None:
-        while True:
-            await asyncio.sleep(self._chance.uniform(*self._weather.server_kill_s))
-            # Not to be broken off between the two.
-            await asyncio.shield(asyncio.create_task(self._kill_and_start()))
+    async def _kill_server(self, ends_s: float) -> None:
+        served_bytes = 0
+        while await self._pause(self._weather.server_kill_s, ends_s):
+            if sum(process.journals_bytes for process in self._processes) < served_bytes + HIT_BYTES:
+                continue  # on a busy machine it has only just begun
+            await asyncio.to_thread(self._server.kill)
+            self.server_kills += 1
+            await asyncio.to_thread(self._server.start)
+            served_bytes = sum(process.journals_bytes for process in self._processes)
 
-    async def _kill_and_start(self) -> None:
-        await asyncio.to_thread(self._server.kill)
-        self.server_kills += 1
-        await asyncio.to_thread(self._server.start)
-
-    async def _kill_users(self) -> None:
-        while True:
-            await asyncio.sleep(self._chance.uniform(*self._weather.users_kill_s))
+    async def _kill_users(self, ends_s: float) -> None:
+        while await self._pause(self._weather.users_kill_s, ends_s):
             self._check()
-            await asyncio.to_thread(self._chance.choice(self._processes).kill_and_start)
-            self.users_kills += 1
+            busy = [each for each in self._processes if each.journals_bytes >= each.journals_bytes_before + HIT_BYTES]
+            if busy:
+                await asyncio.to_thread(self._chance.choice(busy).kill_and_start)
+                self.users_kills += 1
+
+    async def _pause(self, bounds_s: tuple[float, float], ends_s: float) -> bool:
+        """Waits at random between the bounds; whether the storm still blows then."""
+        left_s = ends_s - time.monotonic()
+        delay_s = self._chance.uniform(*bounds_s)
+        await asyncio.sleep(max(0.0, min(delay_s, left_s)))
+        return delay_s < left_s
