@@ -23,7 +23,8 @@ class Canary:
         self.secret.write_text(SECRET)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self.url = f"http://127.0.0.1:{self.address[1]}"
 
     def mark(self, name: str) -> Path:
         """The file that the payload of one repository would leave."""
@@ -37,16 +38,13 @@ class Canary:
         """A pickle that leaves the mark when it is read."""
         return pickle.dumps(_Touch(self.mark(name)))
 
-    def seen(self) -> list[str]:
-        """What has happened since the last call: the marks, which it removes, and whether anybody has called."""
-        found = sorted(path.name for path in self.marks.iterdir())
-        for path in self.marks.iterdir():
-            path.unlink()
+    def was_called(self) -> bool:
+        """Whether anybody has called, since this was last asked."""
         try:
             self._listener.accept()[0].close()
         except BlockingIOError:
-            return found
-        return [*found, "somebody called"]
+            return False
+        return True
 
     def close(self) -> None:
         self._listener.close()

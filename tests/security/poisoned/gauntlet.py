@@ -1,8 +1,7 @@
 """Does with every model of a folder what clients and the command line can make a server do; says what came of it.
 
-Run as `python -m tests.security.poisoned.gauntlet MODELS STATE`, in a process of its own: it is watched from inside by
-an audit hook, which cannot be taken off again. One line of JSON a model, in the order of their names, then the end of
-the process. `good` is asked after each of them.
+Run as `python -m tests.security.poisoned.gauntlet MODELS STATE SECRET MARKS`, in a process of its own: it is watched
+from inside by an audit hook, which cannot be taken off again. Writes one object of JSON. `good` is asked after each.
 """
 
 from __future__ import annotations
@@ -11,8 +10,12 @@ import contextlib
 import io
 import json
 import logging
+import pickle
 import queue
+import socket
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,22 @@ class Result(msgspec.Struct, kw_only=True):
     answer: str = ""
     good: tuple[int, ...] = ()
     spied: list[str] = []
+
+
+class Report(msgspec.Struct):
+    """What came of all.
+
+    Attributes:
+        results: of each model, by name.
+        marks: that were left by then.
+        fired: the models whose payloads do what they are for once no wall is left.
+        heard: what the spy said to each of the things that it listens for, done on purpose.
+    """
+
+    results: list[Result]
+    marks: list[str]
+    fired: list[str]
+    heard: dict[str, list[str]]
 
 
 class Spy:
@@ -177,13 +196,33 @@ class Gauntlet:
         return chunk.text or chunk.error_message
 
 
+def heard(spy: Spy, models: Path, secret: Path) -> dict[str, list[str]]:
+    """What the spy says to each thing that it listens for."""
+    script = models / "scripts" / "setup.py"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        acts: dict[str, Callable[[], object]] = {
+            "a secret": secret.read_bytes,
+            "a pickle": lambda: pickle.loads(pickle.dumps(Path())),
+            "a script": lambda: exec(compile("pass", script, "exec")),
+            "a file of code": script.read_bytes,
+            "a program": lambda: subprocess.run(["true"], check=True, timeout=WAIT_S),
+            "an address": lambda: socket.getaddrinfo("127.0.0.1", 80),
+            "a call": lambda: socket.create_connection(listener.getsockname(), timeout=WAIT_S).close(),
+        }
+        said = {}
+        for name, act in acts.items():
+            spy.taken()
+            act()
+            said[name] = spy.taken()
+        return said
+
+
 def main() -> None:
     """Runs it."""
-    models, state, secret = map(Path, sys.argv[1:])
+    models, state, secret, marks = map(Path, sys.argv[1:])
     logging.basicConfig(level=logging.CRITICAL)
-    optimization = OptimizationSection(device="cpu", threads=1)
     (state / "config.json").write_text('{"optimization": {"device": "cpu", "threads": 1}}')
-    import_transformers(optimization)
+    import_transformers(OptimizationSection(device="cpu", threads=1))
     import llmws.engine.forecast
     import llmws.engine.loading  # noqa: F401 - what is imported now is not heard later
 
@@ -194,8 +233,11 @@ def main() -> None:
         results = gauntlet.results()
     finally:
         gauntlet.close()
-    for result in results:
-        print(msgspec.json.encode(result).decode(), flush=True)
+    left = sorted(path.name for path in marks.iterdir())
+    from tests.security.poisoned.firing import fired
+
+    report = Report(results, left, fired(models, marks), heard(spy, models, secret))
+    sys.stdout.buffer.write(msgspec.json.encode(report))
 
 
 if __name__ == "__main__":

@@ -147,19 +147,17 @@ def nested(depth: int) -> str:
 
 
 ESCAPES = {
-    "by the class of a text": "{{ ''.__class__.__mro__[1].__subclasses__() | length > 99 and x }}"
-    "{% for c in ''.__class__.__mro__[1].__subclasses__() %}{% if c.__name__ == '_wrap_close' %}"
-    "{{ c.__init__.__globals__['open']('MARK', 'w') }}{% endif %}{% endfor %}",
+    "by the class of a text": "{% for c in ''.__class__.__mro__[1].__subclasses__() %}"
+    "{% if c.__name__ == '_wrap_close' %}{{ c.__init__.__globals__['popen']('touch MARK').read() }}{% endif %}"
+    "{% endfor %}",
     "by the globals of a function": "{{ cycler.__init__.__globals__.os.popen('touch MARK').read() }}",
     "by attr": "{{ (cycler | attr('__init__') | attr('__globals__'))['os'].popen('touch MARK').read() }}",
     "by self": "{{ self.__init__.__globals__.__builtins__.open('MARK', 'w') }}",
-    "by a format": "{{ '{0.__class__.__init__.__globals__}'.format(namespace()) }}"
+    "by a kept format": "{% set f = '{0.__init__}'.format %}{{ f(cycler) }}"
     "{{ joiner.__init__.__globals__.os.popen('touch MARK').read() }}",
-    "by a format that is kept": "{% set f = 'x'.format %}{{ f.__globals__ }}"
-    "{{ namespace.__init__.__globals__.sys.modules.os.popen('touch MARK').read() }}",
-    "by map": "{{ [cycler] | map(attribute='__init__') | map(attribute='__globals__')"
-    " | map(attribute='os') | map(attribute='popen') | list | first('touch MARK') }}"
-    "{{ ([cycler] | map(attribute='__init__') | list)[0].__globals__.os.popen('touch MARK').read() }}",
+    "by map": "{{ ([cycler] | map(attribute='__init__') | list)[0].__globals__.os.popen('touch MARK').read() }}",
+    "by indirection": "{{ cycler['__in' ~ 'it__']['__glo' ~ 'bals__']['o' ~ 's']['po' ~ 'pen']('touch MARK').read() }}",
+    "by a macro": "{% macro m() %}{% endmacro %}{{ m.__init__.__globals__.__builtins__.open('MARK', 'w') }}",
 }
 """Ways out of a template into the interpreter. Each runs its payload in a plain environment of jinja2."""
 
@@ -329,9 +327,9 @@ POISONS: dict[str, Poison] = {
     # --- weights ---
     "index-out": Poison(
         "the index names a file above the folder",
-        index("../../secret.safetensors"),
-        "model.safetensors.index.json names '../../secret.safetensors'",
-        "model.safetensors.index.json names '../../secret.safetensors'",
+        index("../../canary/secret.safetensors"),
+        "model.safetensors.index.json names '../../canary/secret.safetensors'",
+        "model.safetensors.index.json names '../../canary/secret.safetensors'",
     ),
     "index-absolute": Poison(
         "the index names a file by its whole path",

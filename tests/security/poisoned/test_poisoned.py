@@ -6,6 +6,7 @@ All go together through what clients and the command line can make a server do, 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ import msgspec
 import pytest
 
 from tests.security.poisoned.canary import ENVIRONMENT, SECRET, Canary
+from tests.security.poisoned.firing import FIRES, UNPROVABLE
 from tests.security.poisoned.folders import tiny_llama
-from tests.security.poisoned.gauntlet import Result
+from tests.security.poisoned.gauntlet import Report, Result
 from tests.security.poisoned.repositories import POISONS
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 120.0
+WAIT_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,8 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canary]:
 
 
 @pytest.fixture(scope="module")
-def results(canary: Canary) -> dict[str, Result]:
-    """What came of each, and in the end of the process too: `good` is one of them."""
+def report(canary: Canary) -> Report:
+    """What came of each, of `good` too."""
     home = canary.marks.parents[1]
     models = home / "models"
     tiny_llama(models / "good")
@@ -47,15 +49,9 @@ def results(canary: Canary) -> dict[str, Result]:
         "HOME": str(home),
         "OMP_NUM_THREADS": "1",
     }
+    places = map(str, (models, home / "state", canary.secret, canary.marks))
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.security.poisoned.gauntlet",
-            str(models),
-            str(home / "state"),
-            str(canary.secret),
-        ],
+        [sys.executable, "-m", "tests.security.poisoned.gauntlet", *places],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -63,9 +59,14 @@ def results(canary: Canary) -> dict[str, Result]:
         timeout=WAIT_S,
     )
     assert done.returncode == 0, done.stderr.decode()[-4000:]
-    found = [msgspec.json.decode(line, type=Result) for line in done.stdout.splitlines()]
-    assert [each.name for each in found] == sorted(["good", *POISONS])
-    return {each.name: each for each in found}
+    report = msgspec.json.decode(done.stdout, type=Report)
+    assert [each.name for each in report.results] == sorted(["good", *POISONS])
+    return report
+
+
+@pytest.fixture(scope="module")
+def results(report: Report) -> dict[str, Result]:
+    return {each.name: each for each in report.results}
 
 
 def begins(said: str | None, expected: str | None) -> bool:
@@ -105,6 +106,26 @@ def test_the_model_beside_it_says_the_same_afterwards(name: str, results: dict[s
     assert len(results[name].good) > 0
 
 
-@pytest.mark.usefixtures("results")
-def test_no_mark_is_left_and_nobody_has_called(canary: Canary) -> None:
-    assert canary.seen() == []
+def test_no_mark_is_left_and_nobody_has_called(report: Report, canary: Canary) -> None:
+    assert (report.marks, canary.was_called()) == ([], False)
+
+
+def test_without_the_walls_the_payloads_do_fire(report: Report) -> None:
+    """Each mark and each secret that was not seen above would have been."""
+    assert report.fired == list(FIRES)
+
+
+def test_what_cannot_be_shown_to_fire_says_why() -> None:
+    assert UNPROVABLE.keys() & FIRES.keys() == set()
+    assert UNPROVABLE.keys() | FIRES.keys() <= POISONS.keys()
+
+
+def test_the_listener_is_heard(tmp_path: Path) -> None:
+    canary = Canary(tmp_path / "canary")
+    socket.create_connection(canary.address, timeout=WAIT_S).close()
+    assert (canary.was_called(), canary.was_called()) == (True, False)
+    canary.close()
+
+
+def test_the_spy_hears_what_it_listens_for(report: Report) -> None:
+    assert [act for act, said in report.heard.items() if not said] == []
