@@ -81,4 +81,5 @@ def refused(error: ssl.SSLCertVerificationError, *, is_pinned: bool) -> str:
     advice = _ADVICE.get(error.verify_code, _UNKNOWN)
     if is_pinned and advice is _UNKNOWN:
         advice = "it is not the one that this account's server names; restart the server if it was renewed"
-    return f"the server's certificate is not trusted ({error.verify_message}); {advice}"
+    why = error.verify_message.rstrip(".")
+    return f"the server's certificate is not trusted ({why}); {advice}"
