@@ -30,6 +30,7 @@ from tests.unit.store.simulated_disk import CrashError
 
 STROKES = 50
 CALM_S = 3600.0
+NOTICED_S = 60.0
 TTL_S = 40.0
 ABSENCE_S = 150.0
 NEVER = 10**9
@@ -274,7 +275,13 @@ class World:
         self.check_nothing_left()
 
     async def be_absent(self) -> None:
-        """Nobody is there for longer than anything is kept."""
+        """Nobody is there, first for long enough to be noticed, then for longer than anything is kept."""
+        await self.is_up.wait()
+        assert self.process is not None
+        await asyncio.sleep(NOTICED_S)
+        assert self.process.server.connections == 0
+        assert self.process.hub._state.connections == {}
+        assert self.process.engine.keys == []
         self.ttl_s = TTL_S
         # What the next process is told of the lives before it: to tick through the hour of grace would take long.
         self.more_uptime_s = 2 * GRACE_S
@@ -301,12 +308,9 @@ class World:
         assert self.disk.nonces_reused == 0
 
     def check_nothing_left(self) -> None:
-        assert self.process is not None
         assert asyncio.all_tasks() == {asyncio.current_task()}
         for context in self.loop.errors:
             raise context.get("exception") or AssertionError(context)
-        assert self.process.server.connections == 0
-        assert self.process.engine.keys == []
 
 
 def simulate(seed: int, seen: Counter[str]) -> str:
