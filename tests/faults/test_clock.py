@@ -33,7 +33,7 @@ def server(tmp_path: Path) -> Iterator[StreamingServer]:
 
 @pytest.fixture
 async def user(server: StreamingServer, tally: Tally) -> AsyncIterator[User]:
-    user = scripted(server, tally)
+    user = scripted(server, tally, tokens=120)
     yield user
     await user.drop()
 

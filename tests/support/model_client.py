@@ -17,6 +17,8 @@ class Story:
         self.floor = 0
         """The newest acknowledgement of an owner."""
         self.may_have_expired = False
+        self.is_old_copy = False
+        """Whether the server was given an old copy of its files, so that it may have to start over."""
 
     def tell(self, message: dict[str, Any]) -> None:
         position = (message["epoch"], message["seq"])
@@ -88,6 +90,9 @@ class ModelClient:
         self.is_resetting = message["status"] == "reset"
         if story.may_have_expired:
             story.floor = max(story.floor, message["floor_seq"])
+        if self.is_resetting and story.is_old_copy:
+            self.terminals = {}
+            return
         if self.is_resetting:
             assert message["reason"] == "below_floor", f"a needless reset: {message['reason']}"
             assert self.last_seq < story.floor, "a reset though nothing was missing"
