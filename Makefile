@@ -8,7 +8,7 @@ BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome-stab
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast e2e kills property-long faults-store faults-network chaos fuzz simulate security mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
+.PHONY: help setup demo serve test test-fast e2e faults kills property-long faults-store faults-network chaos fuzz simulate security mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,8 +30,11 @@ test-fast: $(VENV)/dev.stamp ## run the pure tests only
 e2e: $(VENV)/dev.stamp browser ## run the tests that drive real processes, terminals and a browser
 	@$(BIN)/python -m pytest tests/e2e
 
-kills: $(VENV)/dev.stamp ## kill the server at 50 random tokens, greedy and seeded
-	@$(BIN)/python -m pytest tests/faults --kills 50
+faults: kills faults-store faults-network simulate ## run every long profile of what goes wrong (an hour)
+
+kills: $(VENV)/dev.stamp ## kill a server 300 times, flip every bit of a session, fail its disk, jump its clock (minutes)
+	@$(BIN)/python -m pytest tests/faults --kills 300 --every-bit --show-capture=no -s \
+		--ignore tests/faults/simulation --ignore tests/faults/test_network.py --ignore tests/faults/test_client_kills.py
 
 property-long: $(VENV)/dev.stamp ## walk the hub's state machine for 300,000 steps and more (minutes)
 	@$(BIN)/python -m pytest tests/property --hypothesis-profile=long
