@@ -26,4 +26,4 @@ MUTANTS = [
            "Delete(session_id=session.id, keep_tombstone=False)", "Delete(session_id=session.id)", TESTS),
     Mutant("a clock that was set back brings an old epoch again", "llmws/store/folder.py",
            "    epoch = max(*(epoch + 1 for epoch, _ in ends), site.now_ms())\n", "    epoch = site.now_ms()\n", TESTS),
-]
+]  # fmt: skip

@@ -59,6 +59,7 @@ class SimulatedNetwork:
         self.servers: dict[int, SimulatedServer] = {}
         self.wires: list[Wire] = []
         self.made = 0
+        self.latencies_s = LATENCIES_S
         self._whole = asyncio.Event()
         self._whole.set()
 
@@ -74,7 +75,8 @@ class SimulatedNetwork:
         self, loop: VirtualLoop, factory: Callable[[], asyncio.Protocol], port: int
     ) -> tuple[asyncio.Transport, asyncio.Protocol]:
         self.made += 1
-        wire = Wire(loop, random.Random(f"{self.rng.random()}"), self.made)
+        rng = random.Random(f"{self.rng.random()}")
+        wire = Wire(loop, rng, self.made, latency_s=rng.choice(self.latencies_s))
         await asyncio.sleep(wire.latency_s())
         await self._whole.wait()
         if (server := self.servers.get(port)) is None:
@@ -101,17 +103,22 @@ class SimulatedNetwork:
         """New connections get through again."""
         self._whole.set()
 
+    def heal(self) -> None:
+        """New connections get through, and are quick."""
+        self.join()
+        self.latencies_s = LATENCIES_S[:2]
+
 
 class Wire:
     """One connection. `is_stalled`: what is on the way never arrives, and neither side is told."""
 
-    def __init__(self, loop: VirtualLoop, rng: random.Random, number: int) -> None:
+    def __init__(self, loop: VirtualLoop, rng: random.Random, number: int, *, latency_s: float) -> None:
         self.loop = loop
         self.rng = rng
         self.number = number
         self.is_stalled = False
         self._packets_bytes = rng.sample(PACKETS_BYTES, 2)
-        self._latency_s = rng.choice(LATENCIES_S)
+        self._latency_s = latency_s
         self.client = Transport(self, ("127.0.0.1", 40_000 + number % 20_000))
         self.server = Transport(self, ("127.0.0.1", 8765))
         self.client.peer, self.server.peer = self.server, self.client

@@ -29,7 +29,7 @@ from tests.faults.simulation.store import FailingDisk, TurningRing
 from tests.unit.store.simulated_disk import CrashError
 
 STROKES = 50
-CALM_S = 3600.0
+CALM_S = 600.0
 NOTICED_S = 60.0
 TTL_S = 40.0
 ABSENCE_S = 150.0
@@ -178,7 +178,9 @@ class World:
     def calm(self) -> None:
         """From now on nothing goes wrong any more; what is broken stays broken."""
         self._calmed.set()
-        self.network.join()
+        self.network.heal()
+        if self.process is not None:
+            self.process.engine.step_s = 0.05
         self.disk.fault_rate, self.disk.is_full, self.disk.latency_s, self.disk.fuse = 0.0, False, 0.004, NEVER
 
     def for_a_while(self, undo: Callable[[], None]) -> None:
