@@ -75,6 +75,8 @@ class ClientAsker:
                 event = await anext(events, None)
             if event is None:
                 return
+            if self._chance.random() < 0.03:
+                await asyncio.sleep(0.02)  # so that more has arrived than was read
             if isinstance(event.seq, int):
                 self._journal.see(event)
 

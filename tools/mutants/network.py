@@ -3,8 +3,10 @@
 from mutants.planted import Mutant
 
 NETWORK = "tests/faults/test_network.py::test_every_token_comes_once_whatever_the_network_does"
+BLACK_HOLE = "tests/faults/test_network.py::test_a_black_hole_is_left_although_nothing_ever_tells_of_it"
 SLOW = "tests/faults/test_slow_clients.py"
-KILLS = "tests/faults/test_client_kills.py"
+LLM_KILLS = "tests/faults/test_client_kills.py::test_llm_shows_what_is_missing_and_no_more"
+PROGRAM_KILLS = "tests/faults/test_client_kills.py::test_a_program_goes_on_from_its_cursor_file"
 CHAOS = "tests/faults/test_chaos.py"
 
 MUTANTS = [
@@ -17,20 +19,16 @@ MUTANTS = [
            "        self.cursor = self.seen = self._window_base = position\n", "        self.cursor = self.seen = self._window_base = position + (position > 0)\n", NETWORK),
     Mutant("after a cut the client begins another session", "llmws/client/session.py",
            "            session_id=self.session_id,\n            resume", "            session_id=None,\n            resume", NETWORK),
-    Mutant("a client that was cut off asks for everything again and believes it", "llmws/client/cursor.py",
-           "            return Verdict.DROP\n", "            return Verdict.APPLY\n", NETWORK),
     Mutant("a request of a known id runs again", "llmws/session/desk.py",
            "        waiting = next((each for each in session.queue if each.id == request_id), None)\n", "        return False\n", NETWORK),
-    Mutant("the late death of a connection that was taken over detaches its successor", "llmws/session/session.py",
-           "        if self.attachment and self.attachment.connection == connection:\n            self.attachment = None", "        if self.attachment:\n            self.attachment = None", NETWORK),
     Mutant("what a client has got is acknowledged before its caller has read it", "llmws/client/acks.py",
-           "        while self._marks and self._marks[0] <= consumed:\n            self._floor = max(self._floor, self._marks.popleft())\n", "        self._floor = applied\n", KILLS),
+           "        while self._marks and self._marks[0] <= consumed:\n            self._floor = max(self._floor, self._marks.popleft())\n", "        self._floor = applied\n", PROGRAM_KILLS),
     Mutant("llm forgets how much of a token it had shown", "llm_cli/show.py",
-           "        self._skip_chars = shown.chars\n", "        self._skip_chars = 0\n", KILLS),
-    Mutant("llm records what it hands over, not what was written", "llm_cli/scribe.py",
-           "                _write(1, piece.text.encode(encoding, errors=\"replace\"))\n", "                bookmarks.save(piece.record)\n                _write(1, piece.text[1:].encode(encoding, errors=\"replace\"))\n", KILLS),
+           "        self._skip_chars = shown.chars\n", "        self._skip_chars = 0\n", LLM_KILLS),
+    Mutant("an answer ends with its client's connection", "llmws/session/turns.py",
+           '            if request.message.on_disconnect == "cancel":\n', "            if True:\n", NETWORK),
+    Mutant("a client believes in a silent connection for ever", "llmws/client/link.py",
+           "            ping_timeout=heartbeat_s,\n", "            ping_timeout=None,\n", BLACK_HOLE),
     Mutant("a restarted server does not tell the engine what was said already", "llmws/session/request.py",
            "            emitted_ids=tuple(self.ids),\n", "            emitted_ids=(),\n", CHAOS),
-    Mutant("a client that finds another epoch than its own begins at the floor", "llmws/client/session.py",
-           "            resume=self._cursor.resume if self.session_id is not None else None,\n", "            resume=None,\n", NETWORK),
 ]  # fmt: skip
