@@ -76,7 +76,7 @@ class Attached:
 
     ready = True
 
-    def __init__(self, answer: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, answer: Callable[[], object] = lambda: None) -> None:
         self.sink: Sink | None = None
         self.received = 0
         self.answer = answer
@@ -237,8 +237,10 @@ async def test_a_message_is_taken_when_the_answer_to_the_one_before_it_has_been_
     def answer() -> None:
         transport.unsent_bytes = MAX_UNSENT_BYTES + 1
         protocol.pause_writing()
+        protocol.try_send(b"{}")
 
-    sessions = Attached(answer)
+    # A session answers when it has its turn, not at once.
+    sessions = Attached(lambda: asyncio.get_running_loop().call_soon(answer))
     with connection(sessions=sessions) as (protocol, transport):
         protocol.data_received(masked('{"type":"history"}') * 3)
         for taken in (1, 2, 3):
