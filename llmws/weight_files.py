@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -51,11 +51,15 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
+_MAX_DIMENSIONS = 64
+"""Of a tensor, as in torch: the product of a million of them would hold all threads up for minutes."""
+
+
 class _Tensor(msgspec.Struct):
     """Where a tensor lies within the data, which begins after the header."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], msgspec.Meta(max_length=_MAX_DIMENSIONS)]
     data_offsets: tuple[int, int]
 
 

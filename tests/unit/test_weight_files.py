@@ -43,9 +43,10 @@ def test_tensors_fill_the_file(tmp_path: Path) -> None:
         ({"a": entry(0, 12, 3, dtype="F64")}, SENSELESS),
         ({"a": entry(0, 16, 4)}, CUT_SHORT),
         ({"a": entry(0, 2**70, 2**68)}, CUT_SHORT),
+        ({"a": entry(0, 12, 3, *[1] * 64)}, SENSELESS),
     ],
     ids=[
-        "overlap", "hole", "twice", "rest", "front", "shape", "negative", "type", "beyond", "far beyond",
+        "overlap", "hole", "twice", "rest", "front", "shape", "negative", "type", "beyond", "far beyond", "dimensions",
     ],
 )  # fmt: skip
 def test_a_header_that_lies_is_refused(header: object, reason: str, tmp_path: Path) -> None:
