@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from llmws.catalog import ModelName, candidates, find
-from llmws.catalog.inspection import check_config, examine
+from llmws.catalog.inspection import examine
 from llmws.engine.image_files import read_images
 from llmws.engine_api import ImageInput, ModelRef
 from llmws.errors import BadRequestError, ModelInvalidError, ModelNotFoundError
+from llmws.model_config import check_config
 from llmws.prompt.frames import UNREADABLE, FrameError, Line, decode_answer, decode_job, encode
 from llmws.tokenizer_files import read_tokenizer
+from llmws.weight_files import tensor_bytes
 from tests.fuzz.target import PART, Target, check_refusal, scratch
 
 MAX_PIXELS: Final = 2**16
@@ -57,10 +59,10 @@ def _has_surrogates(data: bytes) -> bool:
 
 def config_json(data: bytes) -> None:
     """A model's configuration that passes names no code, at any depth; one that does not is refused in one line."""
-    path = scratch() / "model-config.json"
-    path.write_bytes(data)
+    folder = _folder("config")
+    (folder / "config.json").write_bytes(data)
     try:
-        check_config(path)
+        check_config(folder)
     except ModelInvalidError as error:
         check_refusal(error)
         return
@@ -96,16 +98,20 @@ def weights_index(data: bytes) -> None:
         return
     named = set(json.loads(data)["weight_map"].values())
     assert named <= {"a.safetensors", "b.safetensors"}
+    assert set(tensor_bytes(folder)) <= {"w"}
 
 
 def weights_header(data: bytes) -> None:
-    """A safetensors file is refused, or it is as long as it says."""
+    """A safetensors file is refused, or holds all that its header tells of."""
     folder = _folder("header")
     (folder / "model.safetensors").write_bytes(data)
     try:
         assert examine(folder) > len(data)
+        tensors = tensor_bytes(folder)
     except ModelInvalidError as error:
         check_refusal(error)
+        return
+    assert sum(size for _, size in tensors.values()) < len(data)
 
 
 def tokenizer_files(data: bytes) -> None:
