@@ -64,10 +64,13 @@ class Wire(asyncio.Protocol):
             expect(head.startswith(b"HTTP/1.1 101"), "an upgrade", head)
             at = len(head) + len(end)
             self.opened.set_result(None)
-        while len(data) >= at + 4:
+        while len(data) >= at + 2:
             size, start = data[at + 1], at + 2
             if size == 126:
-                size, start = int.from_bytes(data[at + 2 : at + 4]), at + 4
+                size, start = (
+                    int.from_bytes(data[at + 2 : at + 4]),
+                    at + 4,
+                )  # even where it is cut off, too long for what is there
             if len(data) < start + size:
                 break
             if data[at] == 0x89:  # a ping, which is empty

@@ -29,9 +29,11 @@ def measure(folder: Path, size: Size) -> list[Figure]:
     return [*asyncio.run(_floods(folder / "floods", size)), *asyncio.run(_guessing(folder / "guessing", size))]
 
 
+BEFORE_HELLO: Final = "pings of the framing, before any hello"
 FLOODS: Final[dict[str, Callable[[], bytes]]] = {
     "pings": lambda: framed(encode(m.Ping())),
     "pings of the framing": lambda: b"\x89\x80\0\0\0\0",
+    BEFORE_HELLO: lambda: b"\x89\x80\0\0\0\0",
     "empty fragments": lambda: b"\x00\x80\0\0\0\0",
     "questions": lambda: framed(encode(m.GetStatus())),
     "messages that are none": lambda: framed(b'{"type":"nothing'),
@@ -68,19 +70,26 @@ async def flood(orders: Orders, port: int, name: str) -> tuple[int, int]:
     sent_bytes = connections = 0
     orders.ready()
     while not orders.over.is_set():
-        user = User()
-        await user.attach(port)
+        transport = await _let_in(port, signs_in=name != BEFORE_HELLO)
         connections += 1
         if name == "empty fragments":
-            user.wire.transport.write(b"\x01\x80\0\0\0\0")
+            transport.write(b"\x01\x80\0\0\0\0")
         taking = Taking()
-        user.wire.transport.set_protocol(taking)
-        while not orders.over.is_set() and not user.wire.transport.is_closing():
-            user.wire.transport.write(piece)
+        transport.set_protocol(taking)
+        while not orders.over.is_set() and not transport.is_closing():
+            transport.write(piece)
             sent_bytes += len(piece)
             await taking.room(orders.over)
-        user.wire.transport.abort()
+        transport.abort()
     return sent_bytes, connections
+
+
+async def _let_in(port: int, *, signs_in: bool) -> asyncio.Transport:
+    if not signs_in:
+        return (await connect(port, lambda _: None)).transport
+    user = User()
+    await user.attach(port)
+    return user.wire.transport
 
 
 class Taking(asyncio.Protocol):
