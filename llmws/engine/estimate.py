@@ -80,9 +80,8 @@ def estimate(folder: Path, *, dtype: torch.dtype, device: torch.device, tier: st
         model_class: Any = auto._model_mapping[type(config)]
         text = whole_config(config)
         refusal = FORCED if tier == "fallback" else _refusal(folder, model_class, text)
-        held = (
-            weights_bytes(folder, dtype_bytes=dtype.itemsize) if _has_weights(folder) else _counted(auto, config, dtype)
-        )
+        saved = weights_bytes(folder, dtype_bytes=dtype.itemsize) if _has_weights(folder) else None
+        held = _counted(auto, config, dtype, saved_bytes=saved)
         if refusal is None and device.type == "cpu" and dtype == torch.float32 and text.get("tie_word_embeddings"):
             # Packed for the processor, the output layer is no longer the embedding.
             output = int(text["vocab_size"]) * memory.hidden_size(text) * dtype.itemsize
@@ -196,8 +195,20 @@ def _has_weights(folder: Path) -> bool:
         return False
 
 
-def _counted(auto: Any, config: Any, dtype: torch.dtype) -> int:  # noqa: ANN401 - see `auto_class`
-    """Bytes of the weights of a model that is made without any."""
+def _counted(
+    auto: Any,  # noqa: ANN401 - see `auto_class`
+    config: Any,  # noqa: ANN401 - transformers' configurations, each its own class
+    dtype: torch.dtype,
+    *,
+    saved_bytes: int | None,
+) -> int:
+    """Bytes of a model: of what is saved, which are told where there are files, and of what its class makes beside it.
+
+    That may be most of it: some classes keep a mask of all their positions squared.
+    """
     with torch.device("meta"):
         network = auto.from_config(config, dtype=dtype)
-    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    if saved_bytes is None:
+        return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    saved = network.state_dict()
+    return saved_bytes + sum(tensor.nbytes for name, tensor in network.named_buffers() if name not in saved)

@@ -20,6 +20,7 @@ from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine.devices import no_flash_attention
 from llmws.engine.loading import TransformersLoader
 from llmws.engine.local import LocalEngine, transformers_loader
+from llmws.engine.reading import read_network
 from llmws.engine.sampler import SAMPLER_VERSION
 from llmws.engine_api import GenerationRequest, ModelFailed, ModelLoaded, ModelProgress
 from llmws.errors import LlmwsError, ModelInvalidError, ModelOutOfMemoryError
@@ -175,6 +176,16 @@ def test_a_damaged_model_is_refused_and_the_old_one_serves_on(damage, copy, ear,
     assert copy.location not in failed.message
     assert len(ear.answer("after")[0].ids) == 3
     ear.heard = [ModelLoaded(info=info)]
+
+
+def test_behind_the_rule_over_configurations_transformers_trusts_no_folder_either(copy, tmp_path):
+    """`auto_map` names a file that would leave a mark, were it run."""
+    mark = tmp_path / "mark"
+    (Path(copy.location) / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nEvil = object\n")
+    edit_config(copy.location, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
+    read_network(Path(copy.location), torch.float32, {})
+
+    assert not mark.exists()
 
 
 def test_progress_is_told_in_bytes_up_to_all_of_them(copy, ear, serve):

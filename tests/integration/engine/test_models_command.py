@@ -5,10 +5,12 @@ import shutil
 import struct
 
 import pytest
+import transformers
 
 from llmws.cli import main
 from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine.loading import TransformersLoader
+from llmws.engine_api import ModelRef
 from tests.integration.engine import tiny_models
 
 LLAMA_3_8B = {
@@ -102,6 +104,28 @@ def test_a_load_promises_what_was_estimated(name, folder_of):
 
     assert runner.need_bytes == claim.need_bytes
     assert 0 <= runner.held_bytes - claim.held_bytes <= 64
+
+
+def test_what_a_class_makes_beside_its_weights_is_counted(tmp_path):
+    """A mask of all positions squared in each layer: here three times the weights, with more positions any memory."""
+    config = transformers.GPTNeoConfig(
+        vocab_size=320,
+        max_position_embeddings=512,
+        hidden_size=16,
+        num_layers=2,
+        attention_types=[[["global"], 2]],
+        num_heads=2,
+        bos_token_id=1,
+        eos_token_id=0,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_models.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    model = ModelRef(name="neo", path="models/neo", location=str(tmp_path), size_bytes=0, source="models")
+    loader = TransformersLoader(OptimizationSection(device="cpu", threads=1), LimitsSection())
+    claim = loader.claim(model)
+
+    assert claim.held_bytes > 2 * 512 * 512
+    assert claim.held_bytes == loader.load(model, claim, progress=lambda read, total: None).held_bytes
 
 
 def test_figures_of_a_model_that_is_there(llmws):
