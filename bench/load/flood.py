@@ -80,7 +80,8 @@ async def flood(orders: Orders, port: int, name: str) -> tuple[int, int]:
             transport.write(piece)
             sent_bytes += len(piece)
             await taking.room(orders.over)
-        transport.abort()
+        if not transport.is_closing():
+            transport.abort()
     return sent_bytes, connections
 
 
