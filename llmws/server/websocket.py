@@ -190,7 +190,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """
         self._turn = None
         if not self._is_clogged:
-            if not self._frames:
+            if self._unread and not self._frames:
                 self._parse()
             while self._frames and not self._on_event(self._frames.popleft()):
                 pass
@@ -213,11 +213,11 @@ class WebSocketProtocol(asyncio.Protocol):
         """Arranges that what has come is taken soon; only when all of it is, more is read."""
         if self._turn is not None or self._transport.is_closing():
             return
+        wait_s = self._budget.wait_s(self._entrance.clock())
         if self._is_clogged:
             self._transport.pause_reading()
-        elif self._unread or self._frames:
+        elif self._unread or self._frames or wait_s:
             self._transport.pause_reading()
-            wait_s = self._budget.wait_s(self._entrance.clock())
             self._turn = self._loop.call_later(wait_s, self._take) if wait_s else self._loop.call_soon(self._take)
         else:
             self._transport.resume_reading()

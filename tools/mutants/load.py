@@ -18,8 +18,8 @@ MUTANTS = [
     Mutant(
         "frames are read as fast as they come",
         WEBSOCKET,
-        "            wait_s = self._budget.wait_s(self._entrance.clock())\n",
-        "            wait_s = 0.0\n",
+        "        wait_s = self._budget.wait_s(self._entrance.clock())\n",
+        "        wait_s = 0.0\n",
         DOOR,
     ),
     Mutant(
@@ -39,8 +39,8 @@ MUTANTS = [
     Mutant(
         "messages are taken although the answers are not read",
         WEBSOCKET,
-        "        if not self._is_clogged:\n            if not self._frames:",
-        "        if True:\n            if not self._frames:",
+        "        if not self._is_clogged:\n            if self._unread",
+        "        if True:\n            if self._unread",
         DOOR,
     ),
     Mutant(
@@ -53,7 +53,14 @@ MUTANTS = [
     Mutant(
         "while a slice waits for its turn more is read",
         WEBSOCKET,
-        "        elif self._unread or self._frames:\n            self._transport.pause_reading()\n",
+        "        elif self._unread or self._frames or wait_s:\n            self._transport.pause_reading()\n",
+        "        elif self._unread or self._frames or wait_s:\n",
+        DOOR,
+    ),
+    Mutant(
+        "the rate holds only for what came together",
+        WEBSOCKET,
+        "        elif self._unread or self._frames or wait_s:\n",
         "        elif self._unread or self._frames:\n",
         DOOR,
     ),

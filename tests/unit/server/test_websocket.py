@@ -231,6 +231,16 @@ async def test_above_its_rate_a_client_is_read_no_faster() -> None:
         assert not transport.reading
 
 
+async def test_its_rate_holds_for_a_client_too_whose_frames_come_one_by_one() -> None:
+    with connection(frames_per_s=0.001) as (protocol, transport):
+        for _ in range(FRAME_BURST // 2 - 100):
+            protocol.data_received(MASKED_PING)
+        assert transport.reading
+        for _ in range(200):
+            protocol.data_received(MASKED_PING)
+        assert not transport.reading
+
+
 async def test_a_message_is_taken_when_the_answer_to_the_one_before_it_has_been_read() -> None:
     """Each of many short questions may have a long answer: together they would not fit into memory."""
 
