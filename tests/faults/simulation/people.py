@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -26,6 +27,7 @@ from llmws.client.errors import (
     WithdrawnError,
 )
 from llmws.client.generation import Generation
+from llmws.protocol import CloseCode
 from llmws.protocol import messages as m
 from tests.faults.simulation.loop import VirtualLoop
 from tests.faults.simulation.script import breaks_off, whole_text
@@ -35,6 +37,8 @@ URL = "ws://localhost:8765/v1/ws"
 SECRET = "whereabouts of the treasure"
 MOST_ASKED = 12
 REFUSALS = {"queue_full", "rate_limited", "no_model", "model_loading", "duplicate", "buffer_full"}
+TRANSIENT = {1000, 1005, 1006, 1011, 1012, 4409, 4500, 4503, 4504, 4510}
+"""How a connection may end; 4409, for the other device has the session now."""
 ENDS = {"stop", "length", "cancelled", "interrupted", "model_failed", "buffer_full", "storage_failed"}
 
 
@@ -57,7 +61,6 @@ class Questions:
 
     def __init__(self, world: World, name: str, rng: random.Random) -> None:
         self.asked: dict[str, dict[str, Any]] = {}
-        self.accepted: set[str] = set()
         self.ends: dict[str, str] = {}
         self.cancelled: set[str] = set()
         self._world = world
@@ -105,10 +108,6 @@ class Person:
             for kind, mode in (("phone", "takeover"), ("laptop", "takeover"), ("page", "observe"))
         ]
 
-    @property
-    def session_id(self) -> str | None:
-        return self.story.session_id if self.story.has_asked else None
-
     async def live(self) -> None:
         """Uses the session until the world is calm; then every device reads it to its end, and the first says so."""
         async with asyncio.TaskGroup() as tasks:
@@ -131,12 +130,9 @@ class Person:
         """What a message means for the questions, whichever device it came to."""
         request_id = message.get("request_id")
         questions = self.questions
-        if message["type"] == "welcome":
-            questions.accepted.update(each["request_id"] for each in message["requests"])
         if request_id is None:
             return
         if "seq" in message or message["type"] == "queue":
-            questions.accepted.add(request_id)
             self.story.has_asked = True
         if message["type"] in ("done", "error") and "seq" in message:
             questions.ends[request_id] = message.get("finish_reason") or message["code"]
@@ -168,45 +164,48 @@ class Device:
             if self._is_first or self._person.story.has_asked:
                 await self.visit(self._rng.expovariate(1 / 20))
 
-    async def visit_until(self, done: Any) -> None:
+    async def visit_until(self, done: Callable[[], bool]) -> None:
         while not done():
             await self.visit(5.0, done)
 
-    async def visit(self, seconds: float, done: Any = lambda: False) -> None:
+    async def visit(self, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
         """Connects, uses the session for a while, and leaves in one way or another."""
         try:
             socket = await connect(URL, compression=None, proxy=None, close_timeout=2)
-        except ConnectionRefusedError:
-            await self._world.come_up()
-            return
         except (OSError, InvalidHandshake, TimeoutError):
             await asyncio.sleep(self._rng.random())
+            await self._world.come_up()
             return
-        self._welcomed.clear()
-        acting = asyncio.create_task(self._act(socket, done))
         try:
             async with asyncio.timeout(seconds):
-                window = None if done() is not None and self._world.is_calm else self._rng.choice((None, 1, 5, 50))
-                await self._say(socket, {**self.model.hello(window=window), "auth": self._person.name})
-                while not done():
-                    self._take(json.loads(await socket.recv()))
-                    if self._rng.random() < 0.01 and not self._world.is_calm:
-                        await asyncio.sleep(self._rng.expovariate(1 / 10))
+                await self._use(socket, done)
         except (ConnectionClosed, TimeoutError):
             pass
+        finally:
+            if self._rng.random() < 0.5:
+                socket.transport.abort()
+            await socket.close()
+        self._world.note(self._name, f"closed {socket.close_code}")
+        assert socket.close_code in TRANSIENT, f"closed with {socket.close_code}"
+        if socket.close_code == CloseCode.TAKEN_OVER and not self._world.is_calm:
+            await asyncio.sleep(self._rng.expovariate(1 / 20))
+
+    async def _use(self, socket: ClientConnection, done: Callable[[], bool]) -> None:
+        """Says hello, reads what comes, with pauses, and acts meanwhile."""
+        self._welcomed.clear()
+        window = None if self._world.is_calm else self._rng.choice((None, 1, 5, 50))
+        await self._say(socket, {**self.model.hello(window=window), "auth": self._person.name})
+        acting = asyncio.create_task(self._act(socket))
+        try:
+            while not done():
+                self._take(json.loads(await socket.recv()))
+                if self._rng.random() < 0.01 and not self._world.is_calm:
+                    await asyncio.sleep(self._rng.expovariate(1 / 10))
         finally:
             acting.cancel()
             await asyncio.wait([acting])
             if not acting.cancelled():
                 acting.result()
-            if self._rng.random() < 0.5:
-                socket.transport.abort()
-            await socket.close()
-        code = socket.close_code
-        self._world.note(self._name, f"closed {code}")
-        assert code in (1000, 1005, 1006, 1011, 1012, 4409, 4500, 4503, 4504, 4510), f"closed with {code}"
-        if code == 4409 and not self._world.is_calm:
-            await asyncio.sleep(self._rng.expovariate(1 / 20))
 
     def _take(self, message: dict[str, Any]) -> None:
         world = self._world
@@ -229,7 +228,7 @@ class Device:
         self._world.note(self._name, f"> {json.dumps(message)}")
         await socket.send(json.dumps(message))
 
-    async def _act(self, socket: ClientConnection, done: Any) -> None:
+    async def _act(self, socket: ClientConnection) -> None:
         try:
             await self._welcomed.wait()
             questions = self._person.questions

@@ -34,6 +34,7 @@ NOTICED_S = 60.0
 TTL_S = 40.0
 ABSENCE_S = 150.0
 NEVER = 10**9
+MOST_FAILED_STARTS = 10
 DAY_S = 86_400.0
 
 
@@ -102,14 +103,19 @@ class World:
 
     async def serve(self) -> None:
         """Starts the server again whenever it is gone."""
+        failures = 0
         while not self.is_ending:
             try:
                 self.process = self._new_process()
             except (ConfigError, CrashError):
+                failures += 1
+                if self.is_calm or failures > MOST_FAILED_STARTS:
+                    raise
                 self.disk.kill()
                 self.disk.fuse = NEVER
                 await asyncio.sleep(1)
                 continue
+            failures = 0
             self.note("server", "starts")
             self.running = asyncio.create_task(self.process.run())
             self.is_up.set()
