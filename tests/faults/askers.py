@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -202,7 +202,3 @@ class FrameAsker:
         if self._lost_s is None:
             self._lost_s = time.monotonic()
             self._journal.note(Lost(why))
-
-
-Asker = ClientAsker | FrameAsker
-NewAsker = Callable[..., Asker]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 import tempfile
@@ -33,10 +34,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=10, help="that the clients live in, and that are killed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--step-s", type=float, default=0.02, help="seconds a token takes (default: %(default)g)")
+    parser.add_argument("--folder", type=Path, help="a new one, where everybody's journals and logs are kept")
     parser.add_argument("--guide", action="store_true", help="answers of the built-in model instead of scripted ones")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="llmws-chaos-") as name:
-        folder = Path(name)
+    with contextlib.ExitStack() as stack:
+        if (folder := options.folder) is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmws-chaos-")))
+        else:
+            folder.mkdir()
         if options.guide:
             os.environ["LLMWS_LIMITS_REQUESTS_PER_MINUTE"] = "1000000"
             server = RealServer(folder, "--model", "llmws-guide")
@@ -60,6 +65,8 @@ def main() -> int:
         finally:
             server.kill()
     print(outcome)
+    if not outcome.has_hit:
+        print("The storm did not hit everybody in the middle of an answer, so this says little: let it blow longer.")
     return 0 if outcome.is_good and outcome.has_hit else 1
 
 

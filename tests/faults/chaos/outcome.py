@@ -19,6 +19,8 @@ from tests.faults.chaos.users import User, Users, journal_path
 from tests.faults.journal import AnyEntry, Asked, Opened, read
 from tests.faults.judge import Verdict, judge
 
+HEARTBEAT_S = 1.0
+"""Of the clients: a black hole is to be found out while the storm blows."""
 MOST_ROUNDS = 10
 """A busy machine needs more than one, if they are short."""
 
@@ -105,7 +107,7 @@ async def chaos(
         token=server.token,
         prompts=list(prompts),
         most_tokens=most_tokens,
-        heartbeat_s=1.0,
+        heartbeat_s=HEARTBEAT_S,
     )
     async with Storm(server, plan, processes=processes, chance=random.Random(seed), weather=weather) as storm:
         for _ in range(MOST_ROUNDS):

@@ -23,7 +23,6 @@ from tests.faults.chaos.users import Users, journal_path
 from tests.support.fault_proxy import FaultProxy, draw
 from tests.support.stages import ROOT
 
-HEARTBEAT_S = 1.0
 REACH_BYTES = 30_000
 LASTING_S = 3.0
 HIT_BYTES = 5000
@@ -44,9 +43,6 @@ class KillableServer(Protocol):
 
     def kill(self) -> None:
         """`kill -9`."""
-
-    def log(self) -> str:
-        """What it has written."""
 
 
 class Weather(msgspec.Struct, frozen=True, kw_only=True):
