@@ -209,6 +209,8 @@ def _counted(
     with torch.device("meta"):
         network = auto.from_config(config, dtype=dtype)
     if saved_bytes is None:
-        return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+        whole_bytes: int = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+        return whole_bytes
     saved = network.state_dict()
-    return saved_bytes + sum(tensor.nbytes for name, tensor in network.named_buffers() if name not in saved)
+    made_bytes: int = sum(tensor.nbytes for name, tensor in network.named_buffers() if name not in saved)
+    return saved_bytes + made_bytes
