@@ -5,6 +5,7 @@ from mutants.planted import Mutant
 STORE = "llmws/store/"
 TAMPERING = "tests/faults/test_tampering.py"
 CLOCK = "tests/faults/test_clock.py"
+DISK_FAILS = "tests/faults/test_disk_fails.py"
 OLD_COPY = "tests/faults/test_old_copy.py"
 
 MUTANTS = [
@@ -30,7 +31,9 @@ MUTANTS = [
            "        if position.epoch not in ends:\n", "        ends.setdefault(position.epoch, position.last_seq)\n        if False:\n", OLD_COPY),
     Mutant("a short write is taken for a whole one", STORE + "log.py",
            '        if self._disk.write(self._open(create=True), data) != len(data):\n            raise OSError(errno.ENOSPC, "the disk is full")\n',
-           "        self._disk.write(self._open(create=True), data)\n", "tests/faults/test_disk_fails.py"),
+           "        self._disk.write(self._open(create=True), data)\n", DISK_FAILS + "::test_a_server_that_can_write_nothing_at_all_lives_and_goes_on_when_it_can"),
+    Mutant("a client is sent away from a failed disk without a reason", "llmws/session/state.py",
+           "        self.reject(connection, ErrorCode.STORAGE_FAILED, message)\n", "", DISK_FAILS),
     Mutant("the tokens of a killed process are not taken up", "llmws/session/recovery.py",
            "                request.add(event.ids, event.data, now_s=self._now_s)\n", "                pass\n", "tests/faults/test_kill_moments.py::test_killed_again_and_again_in_one_request"),
     Mutant("a key is retired that meta names", STORE + "rotation.py",
