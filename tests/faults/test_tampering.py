@@ -89,7 +89,7 @@ def opened_stride(request: pytest.FixtureRequest) -> int:
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
     """Two sessions of one server."""
     server = StreamingServer(tmp_path_factory.mktemp("tampering"))
-    tokens = 30 if request.config.getoption("--every-bit") else 3
+    tokens = 12 if request.config.getoption("--every-bit") else 3
     server.start()
     try:
         ids = asyncio.run(_live_through_two_kills(server, tokens))
