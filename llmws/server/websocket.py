@@ -328,7 +328,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _flush(self) -> None:
         """Writes what the framing has to say, and ends the connection when it says so."""
         pieces = self.wire.data_to_send()
-        if any(pieces):
+        if any(pieces) and not self._closing:  # a close frame is the last, also where pings still come
             self._write(b"".join(pieces))
         if SEND_EOF in pieces:
             self._end()

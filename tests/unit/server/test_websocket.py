@@ -231,6 +231,14 @@ async def test_above_its_rate_a_client_is_read_no_faster() -> None:
         assert not transport.reading
 
 
+async def test_after_a_close_frame_nothing_is_said() -> None:
+    with connection() as (protocol, transport):
+        protocol.close(4409, "taken over")
+        assert transport.writes.get_nowait().startswith(b"\x88")
+        protocol.data_received(MASKED_PING)
+        assert transport.writes.empty()
+
+
 async def test_its_rate_holds_for_a_client_too_whose_frames_come_one_by_one() -> None:
     with connection(frames_per_s=0.001) as (protocol, transport):
         for _ in range(FRAME_BURST // 2 - 100):
