@@ -65,6 +65,13 @@ MUTANTS = [
         DOOR,
     ),
     Mutant(
+        "pings are answered after the close frame",
+        WEBSOCKET,
+        "        if any(pieces) and not self._closing:",
+        "        if any(pieces):",
+        DOOR,
+    ),
+    Mutant(
         "a crowd at the door is let in at one go",
         LISTEN,
         "        backlog=ACCEPTED_AT_ONCE,",
