@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from llmws.client import Client
 from llmws.client.answer import Reset
 from llmws.client.backoff import Backoff
+from llmws.client.connection import Connected, Notice
 from llmws.client.errors import (
     GenerationError,
     RequestRejectedError,
@@ -35,7 +36,7 @@ from tests.support.model_client import ModelClient, Story
 
 URL = "ws://localhost:8765/v1/ws"
 SECRET = "whereabouts of the treasure"
-MOST_ASKED = 12
+MOST_ASKED = 25
 REFUSALS = {"queue_full", "rate_limited", "no_model", "model_loading", "duplicate", "buffer_full"}
 TRANSIENT = {1000, 1005, 1006, 1011, 1012, 4409, 4500, 4503, 4504, 4510}
 """How a connection may end; 4409, for the other device has the session now."""
@@ -159,7 +160,7 @@ class Device:
 
     async def live(self) -> None:
         while not self._world.is_calm:
-            await asyncio.sleep(self._rng.expovariate(1 / self._rng.choice((0.5, 5, 60))))
+            await asyncio.sleep(self._rng.expovariate(1 / self._rng.choice((0.2, 1, 10))))
             await self._world.come_up()
             if self._is_first or self._person.story.has_asked:
                 await self.visit(self._rng.expovariate(1 / 20))
@@ -275,13 +276,15 @@ class Program:
         self._rng = rng
         self._position: m.Position | None = None
         self._pieces: dict[str, dict[int, str]] = {}
+        self._needless_resets: list[str | None] = []
 
     async def live(self) -> None:
         while not (self._world.is_calm and not self.questions.open):
             if not self._world.is_calm:
-                await asyncio.sleep(self._rng.expovariate(1 / self._rng.choice((0.5, 5, 60))))
+                await asyncio.sleep(self._rng.expovariate(1 / self._rng.choice((0.2, 1, 10))))
             await self._world.come_up()
             await self._visit()
+        assert self._needless_resets == []
         for request_id, end in self.questions.ends.items():
             self.questions.check(request_id, "".join(self._pieces.get(request_id, {}).values()), end)
 
@@ -295,6 +298,7 @@ class Program:
             connect_timeout_s=15,
             reconnect_timeout_s=self._rng.choice((5, 60)),
             backoff=Backoff(jitter=self._rng.random),
+            listen=self._hear,
         )
         try:
             await client.open()
@@ -307,6 +311,13 @@ class Program:
         finally:
             self.session_id, self._position = client.session_id or self.session_id, client.position or self._position
             await client.close(ack=self._rng.random() < 0.7)
+
+    def _hear(self, notice: Notice) -> None:
+        """What was sent is never taken back: no position that this program has had is unknown later."""
+        if isinstance(notice, Connected) and notice.welcome.status == "reset":
+            self._world.seen["resets"] += 1
+            if notice.welcome.reason != "below_floor":
+                self._needless_resets.append(notice.welcome.reason)
 
     async def _use(self, client: Client) -> None:
         async for generation in client.collect():

@@ -71,7 +71,7 @@ class World:
         self.recent: deque[str] = deque(maxlen=30)
         self._fates: list[tuple[Callable[[], None], int]] = [
             (self.cut, 20), (self.stall, 6), (self.part, 2), (self.kill, 8), (self.blow_fuse, 8), (self.stop, 3),
-            (self.turn_clock, 4), (self.fill_disk, 3), (self.wear_disk, 4), (self.slow_disk, 3), (self.rotate, 3),
+            (self.turn_clock, 4), (self.fill_disk, 3), (self.wear_disk, 4), (self.slow_disk, 6), (self.rotate, 3),
             (self.slow_engine, 3), (self.lose_power, 4),
         ]  # fmt: skip
 
@@ -243,7 +243,7 @@ class World:
             self.for_a_while(lambda: setattr(self.disk, "fault_rate", 0.0))
 
     def slow_disk(self) -> None:
-        self.disk.latency_s = 2.0
+        self.disk.latency_s = self.rng.choice((0.2, 2.0))
         self.for_a_while(lambda: setattr(self.disk, "latency_s", 0.004))
 
     def rotate(self) -> None:
