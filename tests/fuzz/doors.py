@@ -185,6 +185,7 @@ async def _converse(data: bytes, *, begin: bytes, http: bool) -> int:
     piece_bytes = _PIECES[how[0] % len(_PIECES)]
     for start in range(0, len(sent), piece_bytes):
         await transport.feed(sent[start : start + piece_bytes])
+        await transport.taken()
         _check_held(transport.get_protocol(), is_in=sessions.attached > 0)
     await _settle(state, steps=10)
     transport.lose()

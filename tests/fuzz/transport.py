@@ -60,6 +60,13 @@ class FakeTransport(asyncio.Transport):
             left = left[self._hand_over(left) :]
             self.longest_step_ns = max(self.longest_step_ns, time.thread_time_ns() - began_ns)
 
+    async def taken(self, *, patience: int = 50) -> None:
+        """Lets the loop run a few steps, and on until what was read is dealt with and reading goes on."""
+        for step in range(patience):
+            await asyncio.sleep(0)
+            if self._is_reading and step > 2:
+                return
+
     def _hand_over(self, data: memoryview) -> int:
         """One read; returns how much it took."""
         if not isinstance(self._protocol, asyncio.BufferedProtocol):
