@@ -7,7 +7,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--simulation-seeds", type=int, default=16, help="how many histories are simulated")
+    parser.addoption("--simulation-seeds", type=int, default=10, help="how many histories are simulated")
     parser.addoption("--simulation-seed", type=int, help="simulate this one history")
 
 
@@ -16,7 +16,7 @@ def simulation_seeds(request: pytest.FixtureRequest) -> range:
     seed = request.config.getoption("--simulation-seed", default=None)
     if seed is not None:
         return range(seed, seed + 1)
-    return range(request.config.getoption("--simulation-seeds", default=16))
+    return range(request.config.getoption("--simulation-seeds", default=10))
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,7 @@ def test_a_seed_is_one_history_in_every_process():
         [sys.executable, "-c", program],
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "1"},
-        stdout=subprocess.PIPE,
+        capture_output=True,
         check=True,
         timeout=120,
     )
