@@ -7,6 +7,7 @@ holds the loop up or raises.
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any, Final
 
 import h11
@@ -69,6 +70,10 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Lets go of the socket; a watch would keep this object, and its parser, for as long as it waits."""
+        assert self._watch is not None
+        if self.cycle is None:
+            # A head and a hello that drip are to have one time between them, from the connection on.
+            self.ws_protocol_class = functools.partial(self.ws_protocol_class, hello_due_s=self._watch.when())
         self._unwatch()
         super().handle_websocket_upgrade(event)
 

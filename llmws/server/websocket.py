@@ -61,6 +61,7 @@ class WebSocketProtocol(asyncio.Protocol):
     Args:
         entrance: what all connections share.
         server_state: uvicorn's; its `connections` are told to shut down when the server stops.
+        hello_due_s: when the hello must have come, by the loop's clock; None: a whole timeout from the upgrade on.
         close_timeout_s: how long a closed connection may linger.
         frames_per_s: how many are read of it, after a burst.
     """
@@ -70,11 +71,13 @@ class WebSocketProtocol(asyncio.Protocol):
         entrance: Entrance,
         *,
         server_state: ServerState,
+        hello_due_s: float | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
         frames_per_s: float = FRAMES_PER_S,
         **_: object,
     ) -> None:
         self._entrance = entrance
+        self._hello_due_s = hello_due_s
         self._close_timeout_s = close_timeout_s
         self._connections: set[object] = server_state.connections  # type: ignore[assignment]
         self._loop = asyncio.get_running_loop()
@@ -269,7 +272,10 @@ class WebSocketProtocol(asyncio.Protocol):
             max_message_bytes=self._entrance.limits.max_message_bytes,
             clock=self._entrance.clock,
         )
-        self._arm(self._entrance.server.hello_timeout_s, self._time_out)
+        timeout_s = self._entrance.server.hello_timeout_s
+        if self._hello_due_s is not None:
+            timeout_s = max(0.0, self._hello_due_s - self._loop.time())
+        self._arm(timeout_s, self._time_out)
         if self._entrance.draining:
             self.drain()
 

@@ -179,6 +179,16 @@ async def test_a_full_socket_that_was_emptied_is_a_sign_of_life() -> None:
         assert (await transport.wrote())[2:4] == (4504).to_bytes(2, "big")
 
 
+async def test_the_hello_is_due_when_it_was_due_before_the_upgrade() -> None:
+    """What the head has used up of the time, the hello does not get again."""
+    with upgrading(hello_due_s=asyncio.get_running_loop().time()) as (protocol, transport):
+        protocol.data_received(UPGRADE)
+        assert transport.writes.get_nowait().startswith(b"HTTP/1.1 101 ")
+        async with asyncio.timeout(5):
+            said = await transport.writes.get()
+        assert said[2:4] == (4408).to_bytes(2, "big")
+
+
 async def test_a_client_that_does_not_answer_a_close_is_cut() -> None:
     with connection(close_timeout_s=0.02) as (protocol, transport):
         protocol.close(4409, "taken over")
