@@ -45,8 +45,6 @@ MUTANTS = [
            "    except (OSError, OverflowError):", "    except OSError:", FUZZ + "ready-object"),
     Mutant("a nested answer of the prompt process ends the thread that waits for it", "llmws/prompt/frames.py",
            "UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)", "UNREADABLE: Final = (msgspec.DecodeError, ValueError)", FUZZ + "prompt-frames"),
-    Mutant("a frame of the prompt process may have any size", "llmws/prompt/frames.py",
-           "        if size > limit_bytes:", "        if False:", FUZZ + "prompt-frames"),
     Mutant("a model's name may lead elsewhere", "llmws/catalog/names.py",
            "        plain = _PLAIN.fullmatch(text) and", "        plain = _PLAIN.match(text) and", FUZZ + "model-name"),
     Mutant("a tensor of a million dimensions holds all threads up", "llmws/weight_files.py",
