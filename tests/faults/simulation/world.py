@@ -58,6 +58,8 @@ class World:
             now_ms=self.clock.now_ms,
             random=self.fork().randbytes,
         )
+        # What ends at one moment ends in an order that is not told: it must not share its chance with anything else.
+        self._server_rng, self._waiting_rng = self.fork(), self.fork()
         self.uptime_s = self.more_uptime_s = 0.0
         self.ttl_s = DAY_S
         self.is_ending = False
@@ -88,7 +90,7 @@ class World:
         """Waits until there is a server again."""
         while not self.is_up.is_set():
             await self.is_up.wait()
-            await asyncio.sleep(self.rng.random())
+            await asyncio.sleep(self._waiting_rng.random())
 
     @property
     def trace(self) -> str:
@@ -127,7 +129,7 @@ class World:
             self.is_up.clear()
             if not self.running.cancelled():
                 self.running.result()
-            down_s = self.rng.choice((0.0, 0.1, 3.0, 3.0, 3 * DAY_S))
+            down_s = self._server_rng.choice((0.0, 0.1, 3.0, 3.0, 3 * DAY_S))
             with suppress(TimeoutError):
                 async with asyncio.timeout(down_s):
                     await self._calmed.wait()
@@ -153,7 +155,7 @@ class World:
             self.loop,
             network=self.network,
             site=self.site,
-            rng=self.fork(),
+            rng=random.Random(f"{self._server_rng.random()}"),
             clock=self.clock,
             settings=settings,
             save_uptime=lambda uptime_s: setattr(self, "uptime_s", uptime_s),
