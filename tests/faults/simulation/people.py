@@ -368,8 +368,10 @@ class Program:
         except RequestRejectedError as error:
             refused = error
         assert refused is None or refused.code in REFUSALS, f"refused: {refused}"
-        # It would have been acknowledged without being read to its end.
-        assert refused is None or refused.code != "duplicate"
+        if refused is not None and refused.code == "duplicate":
+            # What the client took back had reached the server. Anything else would have been acknowledged unread.
+            assert request_id in self.questions.cancelled
+            self._end(request_id, "cancelled")
 
     def _end(self, request_id: str, end: str) -> None:
         assert self.questions.ends.setdefault(request_id, end) == end, "an answer ended twice"
