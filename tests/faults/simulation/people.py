@@ -300,17 +300,19 @@ class Program:
             backoff=Backoff(jitter=self._rng.random),
             listen=self._hear,
         )
+        has_read_on = True
         try:
             await client.open()
             async with asyncio.timeout(60 if self._world.is_calm else self._rng.expovariate(1 / 30)):
                 await self._use(client)
         except (TimeoutError, TakenOverError):
-            pass  # taken over by a hello of one's own that was long on its way
+            has_read_on = False  # taken over by a hello of one's own that was long on its way
         except UnreachableError:
             await self._world.come_up()
         finally:
             self.session_id, self._position = client.session_id or self.session_id, client.position or self._position
-            await client.close(ack=self._rng.random() < 0.7)
+            # Who stops reading in the middle must not acknowledge what comes meanwhile: it counts as read.
+            await client.close(ack=has_read_on and self._rng.random() < 0.7)
 
     def _hear(self, notice: Notice) -> None:
         """What was sent is never taken back: no position that this program has had is unknown later."""
