@@ -100,7 +100,8 @@ def index_files(index: Path) -> list[Path]:
     if index.stat().st_size > MAX_INDEX_BYTES:
         raise ModelInvalidError(f"{printable(index.name)} is larger than {MAX_INDEX_BYTES} bytes")
     try:
-        names = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
+        # Decoded first: msgspec does not look into what it skips, and transformers then fails over it.
+        names = sorted(set(msgspec.json.decode(index.read_bytes().decode(), type=_Index).weight_map.values()))
     except _UNREADABLE:
         raise ModelInvalidError(f"{printable(index.name)} is not an index") from None
     for name in names:
