@@ -32,7 +32,7 @@ MUTANTS = [
            " and grows.need_bytes(promised) <= budget_bytes + spare_bytes // 2:", ":", RESIDENCY),
     Mutant("a file that is cut short is not seen before it is read", "llmws/weight_files.py",
            "if told_bytes > data_bytes:", "if False:", "tests/unit/test_weight_files.py"),
-    Mutant("a continuation counts its tokens from zero", "llmws/engine/worker.py",
+    Mutant("a continuation counts its tokens from zero", "llmws/engine/stream.py",
            "self._index = len(request.emitted_ids)", "self._index = 0", ENGINE + "test_a_stream_that_is_cut_at_any_token_goes_on_alike"),
     Mutant("equals are drawn from as topk happens to return them", "llmws/engine/draw.py",
            ".long().mul_(2**32).sub_(ids)", ".long().mul_(2**32).sub_(torch.arange(ids.shape[1]).flip(0))", SAMPLER),

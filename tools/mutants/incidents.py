@@ -63,5 +63,5 @@ MUTANTS = [
     Mutant("a draft is read as if it were finished", "llmws/store/tokens.py", "            return msgspec.json.decode(self._path.read_bytes(), type=_File)", "            from llmws.store.disk import draft_of\n            path = draft_of(self._path)\n            return msgspec.json.decode((path if path.exists() else self._path).read_bytes(), type=_File)", _CREDENTIALS),
     Mutant("weights that break off are offered", "llmws/weight_files.py", "    if told_bytes > data_bytes:", "    if told_bytes < 0:", _MODELS),
     Mutant("a link out of a model's folder is followed", "llmws/catalog/inspection.py", 'raise ModelInvalidError(f"{printable(name)} is a link out of the folder")', "continue", _MODELS),
-    Mutant("text is unpickled", "llmws/places.py", "import tempfile\n", "import pickle\nimport tempfile\n", _SOURCE),
+    Mutant("text is unpickled", "llmws/places.py", "import secrets\n", "import pickle\nimport secrets\n", _SOURCE),
 ]  # fmt: skip
