@@ -133,7 +133,7 @@ def _disorder(entries: Sequence[AnyEntry], questions: Sequence[Question]) -> lis
                 complaints.append("the session was lost")
             session_id = entry.session_id
         elif isinstance(entry, Seen):
-            if entry.seq <= last_seq:
+            if entry.seq != last_seq + 1:
                 complaints.append(f"event {entry.seq} came after {last_seq}")
             last_seq = entry.seq
     asked = {each.request_id for each in questions}

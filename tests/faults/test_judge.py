@@ -66,12 +66,13 @@ def test_tokens_that_are_missing_or_come_again_are_counted(entries: list[AnyEntr
         told(token(0), token(1), token(2), msgspec.structs.replace(token(3), data="44"), END),
         told(token(0), token(1), token(2), msgspec.structs.replace(token(3), ids=(4,)), END),
         told(token(0), token(1), token(2), token(3, seq=4), END),
+        told(token(0), token(1), token(2), token(3), msgspec.structs.replace(END, seq=7)),
         told(token(0), token(2, seq=3), token(1, seq=4), token(3), END),
         [*GOOD, Seen(type="token", seq=7, epoch=1, request_id="q-1", ids=(0,), data="00")],
         [*GOOD, Opened("another", 2)],
         [*GOOD[:2], *GOOD[3:]],
     ],
-    ids=["no end", "two ends", "hash", "text", "id", "seq", "order", "stranger", "session", "no start"],
+    ids=["no end", "two ends", "hash", "text", "id", "seq", "gap", "order", "stranger", "session", "no start"],
 )
 def test_what_is_wrong_is_said(entries: list[AnyEntry]) -> None:
     assert judge(entries, [QUESTION]).wrong != ()

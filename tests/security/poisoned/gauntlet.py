@@ -57,7 +57,7 @@ class Result(msgspec.Struct, kw_only=True):
         loaded: None, or why the engine refuses it. All are asked for, offered or not.
         prompted: None, or why there is no prompt.
         answer: text of four tokens.
-        good: token ids of the good model's answer afterwards.
+        good: text of the good model's answer afterwards.
         spied: what happened inside the process that should not.
     """
 
@@ -68,7 +68,7 @@ class Result(msgspec.Struct, kw_only=True):
     loaded: str | None = None
     prompted: str | None = None
     answer: str = ""
-    good: tuple[int, ...] = ()
+    good: str = ""
     spied: list[str] = []
 
 
@@ -155,7 +155,7 @@ class Gauntlet:
             result.spied = self._spy.taken()
             after = Result(name="")
             self._serve(good, after)
-            result.good = tuple(after.answer.encode())
+            result.good = after.answer
             results.append(result)
         return results
 
