@@ -53,6 +53,7 @@ def _place(options: argparse.Namespace, configuration: Configuration) -> tuple[P
     """The state folder and the key file. Raises ConfigError where the service manager brings the keys."""
     from llmws.errors import ConfigError  # noqa: PLC0415 - `--help` stays free of imports
     from llmws.store.keys import find_key_file  # noqa: PLC0415
+    from llmws.store.lock import prepare_state_folder  # noqa: PLC0415
 
     _, places = configuration(options)
     path, is_credential = find_key_file(places.state_dir, key_file=places.key_file)
@@ -63,6 +64,7 @@ def _place(options: argparse.Namespace, configuration: Configuration) -> tuple[P
         )
     if not path.exists():
         raise ConfigError(f"{path}: there is no key file; the server makes one at its first start")
+    prepare_state_folder(places.state_dir)
     return places.state_dir, path
 
 

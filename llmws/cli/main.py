@@ -135,30 +135,30 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _create_token(options: argparse.Namespace) -> int:
-    print(_tokens(options).create(options.name, options.role))
+    print(_tokens(options, to_change=True).create(options.name, options.role))
     return 0
 
 
 def _list_tokens(options: argparse.Namespace) -> int:
-    for entry in _tokens(options).list():
+    for entry in _tokens(options, to_change=False).list():
         print(entry.id, entry.role, entry.principal, entry.note, sep="\t")
     return 0
 
 
 def _revoke_token(options: argparse.Namespace) -> int:
-    if _tokens(options).revoke(options.id):
+    if _tokens(options, to_change=True).revoke(options.id):
         return 0
     print(f"llmws: there is no token {options.id}; `llmws token list` shows them", file=sys.stderr)
     return 1
 
 
-def _tokens(options: argparse.Namespace) -> TokenFile:
-    from llmws.errors import ConfigError  # noqa: PLC0415
+def _tokens(options: argparse.Namespace, *, to_change: bool) -> TokenFile:
+    from llmws.store.lock import check_owner, prepare_state_folder  # noqa: PLC0415
     from llmws.store.tokens import TokenFile  # noqa: PLC0415
 
     _, located = _configuration(options)
-    try:
-        located.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigError(f"{located.state_dir}: cannot be made ({error.strerror})") from None
-    return TokenFile(located.state_dir / "tokens.json")
+    prepare_state_folder(located.state_dir)
+    path = located.state_dir / "tokens.json"
+    if to_change:
+        check_owner(path)
+    return TokenFile(path)

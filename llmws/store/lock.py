@@ -6,14 +6,20 @@ ends, however it ends.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from llmws.errors import ConfigError
+
+_TURN_TIMEOUT_S: Final = 3.0
+_TURN_RETRY_S: Final = 0.05
 
 
 class StateLock:
@@ -48,8 +54,8 @@ def hold_state_folder(state: Path, *, account: int | None = None) -> StateLock:
 
 def try_hold_state_folder(state: Path, *, account: int | None = None) -> StateLock | None:
     """Likewise, but None where another process has it. Raises ConfigError."""
+    prepare_state_folder(state, account=account)
     try:
-        _make_private(state, account=os.geteuid() if account is None else account)
         handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ConfigError(f"{state}: cannot be used as the state folder ({error.strerror})") from None
@@ -66,35 +72,77 @@ def try_hold_state_folder(state: Path, *, account: int | None = None) -> StateLo
     return StateLock(handle)
 
 
-def _make_private(state: Path, *, account: int) -> None:
+def prepare_state_folder(state: Path, *, account: int | None = None) -> None:
     """Makes the folder, or closes it to others: whoever can rename files in it can put tokens of their own there.
 
+    A folder of root's may be open to this account by its group.
+
+    Args:
+        state: the folder.
+        account: whose it must be, or root's; None: who runs this process.
+
     Raises:
-        ConfigError: it is everybody's, or belongs to an account that is neither root nor `account`.
-        OSError: it cannot be made or changed.
+        ConfigError: everybody may write there, it belongs to somebody else, or it cannot be made or changed.
     """
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = state.stat()
-    if status.st_mode & stat.S_ISVTX:
-        raise ConfigError(f"{state}: everybody may write there; name a folder of its own inside it")
-    if account != 0 and status.st_uid not in (0, account):
-        raise ConfigError(f"{state}: belongs to another account; chown it, or name another folder")
-    if status.st_uid == account and status.st_mode & 0o077:
-        state.chmod(0o700)
+    account = os.geteuid() if account is None else account
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = state.stat()
+        if status.st_mode & stat.S_ISVTX:
+            raise ConfigError(f"{state}: everybody may write there; name a folder of its own inside it")
+        if account != 0 and status.st_uid not in (0, account):
+            raise ConfigError(f"{state}: belongs to another account; chown it, or name another folder")
+        if status.st_uid == account and status.st_mode & 0o077:
+            state.chmod(0o700)
+        if state.stat().st_mode & stat.S_IWOTH:
+            raise ConfigError(f"{state}: everybody may write there; chmod o-w, or name another folder")
+    except OSError as error:
+        raise ConfigError(f"{state}: cannot be used as the state folder ({error.strerror})") from None
+
+
+def check_owner(path: Path) -> None:
+    """Refuses to change a file, or to make it in a folder, of another account, which could not read it afterwards.
+
+    Raises ConfigError.
+    """
+    owner = (path if path.exists() else path.parent).stat().st_uid
+    if owner != os.geteuid():
+        raise ConfigError(f"{path}: belongs to another account (uid {owner}); run this command as that one")
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[None]:
-    """Keeps other processes, as `llmws token create` beside a server, from changing a file. Raises ConfigError."""
+def alone_with(path: Path, *, timeout_s: float = _TURN_TIMEOUT_S) -> Iterator[None]:
+    """Keeps other processes, as `llmws token create` beside a server, from changing a file.
+
+    Raises:
+        ConfigError: another process has kept it for `timeout_s`, or it cannot be written.
+    """
+    lock = path.with_suffix(".lock")
     try:
-        handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        _take_turn(handle, lock, ends_s=time.monotonic() + timeout_s)
         yield
     finally:
         os.close(handle)
+
+
+def _take_turn(handle: int, lock: Path, *, ends_s: float) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                raise ConfigError(f"{lock}: cannot be locked ({error.strerror}); it must be on a local disk") from None
+            if time.monotonic() >= ends_s:
+                raise ConfigError(
+                    f"{lock}: kept by another process; end it (`fuser` names it), then try again"
+                ) from None
+            time.sleep(_TURN_RETRY_S)
+        else:
+            return
 
 
 def _holder(state: Path) -> str:

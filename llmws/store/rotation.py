@@ -19,7 +19,7 @@ from llmws.errors import ConfigError, StorageError
 from llmws.store.disk import read_whole
 from llmws.store.folder import META_NAME, Site, list_session_folders, prepare, reseal_session
 from llmws.store.keys import KEY_BYTES, KeyRing, read_key_file, write_key_file
-from llmws.store.lock import alone_with
+from llmws.store.lock import alone_with, check_owner
 from llmws.store.meta import named_kids
 from llmws.store.survey import look_through
 
@@ -125,13 +125,11 @@ def _kids(site: Site, folder: Path) -> set[int]:
 
 
 def _check_owner(path: Path) -> None:
-    """The file is replaced by one of this account's: the server's account must be able to read that."""
     try:
-        owner = path.stat().st_uid
+        path.stat()
     except OSError as error:
         raise ConfigError(
             f"{path}: there is no key file to change ({error.strerror}); keys that systemd passes in "
             "$CREDENTIALS_DIRECTORY are changed where its LoadCredential= takes them from"
         ) from None
-    if owner != os.geteuid():
-        raise ConfigError(f"{path}: belongs to another account (uid {owner}); run this command as that one")
+    check_owner(path)

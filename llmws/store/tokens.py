@@ -48,7 +48,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tokens: tuple[TokenEntry, ...]
 
 
-_Version = tuple[int, int, int]
+_Version = tuple[int, int, int, int]
 
 
 class TokenFile:
@@ -69,6 +69,8 @@ class TokenFile:
         self._now_s = now_s
         self._random = random
         self._version: _Version | None = None
+        self._failure = ""
+        # They differ only while the file cannot be read: then nobody new comes in, and nobody who is in is thrown out.
         self._by_id: dict[str, TokenEntry] = {}
         self._held: frozenset[str] = frozenset()
 
@@ -161,7 +163,8 @@ class TokenFile:
         """Reads the file again if it is not the one last read, so that new and revoked tokens count at once."""
         try:
             status = self._path.stat()
-            version: _Version | None = (status.st_mtime_ns, status.st_size, status.st_ino)
+            # The last one changes with the owner and the mode too, which decide whether the file can be read.
+            version: _Version | None = (status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns)
         except OSError:
             version = None
         if version == self._version and version is not None:
@@ -171,8 +174,13 @@ class TokenFile:
             self._held = frozenset(self._by_id)
         except ConfigError as error:
             self._by_id = {}
-            if version != self._version:
+            # What failed may pass without a change of the file, as a lack of file handles does.
+            version = None
+            if self._failure != str(error):
+                self._failure = str(error)
                 _logger.error("nobody can authenticate: %s", error)
+        else:
+            self._failure = ""
         self._version = version
 
     def _read(self) -> _File:

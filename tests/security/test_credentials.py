@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from llmws.access import Identity
+from llmws.cli.main import main
 from llmws.client.discovery import local_servers
 from llmws.config import ServerSection
 from llmws.errors import ConfigError
@@ -186,6 +187,29 @@ def test_a_state_folder_of_another_account_is_not_used(tmp_path: Path) -> None:
         os.chown(state, 65534, 65534)  # a folder of root's may be used
     with pytest.raises(ConfigError, match="belongs to another account"):
         hold_state_folder(state, account=12345)
+
+
+def test_a_state_folder_that_stays_open_to_everybody_is_not_used(tmp_path: Path) -> None:
+    """A folder of root's that an account may use, but not close."""
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    with pytest.raises(ConfigError, match="everybody may write there" if os.getuid() == 0 else "another account"):
+        hold_state_folder(state, account=12345)
+
+
+@pytest.mark.parametrize(
+    "command", [["token", "list"], ["token", "create", "--name=a", "--role=user"], ["keys", "list"]]
+)
+def test_a_command_looks_at_the_state_folder_as_the_server_does(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    load_keys(state, environ={})
+    state.chmod(0o1777)
+    assert main([*command, "--config", str(tmp_path / "config.json"), "--state-dir", str(state)]) == os.EX_CONFIG
+    assert "everybody may write there" in capsys.readouterr().err
 
 
 def test_a_folder_of_everybodys_is_no_state_folder(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ _AUTH = "tests/unit/server/test_auth.py"
 _ASGI = "tests/unit/server/test_asgi.py"
 _DOOR = "tests/unit/server/test_door.py"
 _TOKENS = "tests/unit/store/test_tokens.py"
+_LOCK = "tests/unit/store/test_lock.py"
 _HANDSHAKE = "tests/integration/server/test_handshake.py"
 
 MUTANTS = [
@@ -274,5 +275,40 @@ MUTANTS = [
         "        if version == self._version and version is not None:",
         "        if self._version is not None:",
         _TOKENS,
+    ),
+    Mutant(
+        "a token file that could not be read once is never read again",
+        "llmws/store/tokens.py",
+        "            version = None\n            if self._failure",
+        "            if self._failure",
+        _TOKENS,
+    ),
+    Mutant(
+        "whose file it is and who may read it is no change",
+        "llmws/store/tokens.py",
+        "status.st_ino, status.st_ctime_ns)",
+        "status.st_ino, 0)",
+        _TOKENS,
+    ),
+    Mutant(
+        "who waited too long for the others changes the tokens beside them",
+        "llmws/store/lock.py",
+        '                raise ConfigError(f"{lock}: kept by',
+        '                return\n                raise ConfigError(f"{lock}: kept by',
+        _LOCK,
+    ),
+    Mutant(
+        "root makes tokens that the server's account cannot read",
+        "llmws/store/lock.py",
+        "    if owner != os.geteuid():",
+        "    if owner == -1:",
+        _LOCK,
+    ),
+    Mutant(
+        "a state folder that everybody may write is used",
+        "llmws/store/lock.py",
+        "        if state.stat().st_mode & stat.S_IWOTH:",
+        "        if not state.stat().st_mode:",
+        "tests/security/test_credentials.py -k stays_open",
     ),
 ]
