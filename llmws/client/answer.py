@@ -139,13 +139,14 @@ class Answer:
                 self.model = event.model
                 self._put(seq, event)
             case m.Token():
-                self.is_whole = self.is_whole or (event.index == 0 and not self._parts)
+                self._begin_with(event.index)
                 self._add_text(event.data)
                 self._next_index = event.index + len(event.ids)
                 self._put_token(seq, event)
             case m.Log():
                 self._put(seq, event)
             case m.Done():
+                self._begin_with(event.total_tokens)
                 self._end(seq, self._verified(event))
             case m.Error():
                 self._end(seq, GenerationError(event, self.text))
@@ -204,6 +205,14 @@ class Answer:
             self.is_accepted = False
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _begin_with(self, index: int) -> None:
+        """Notes whether what arrives first, where no start came, is the first token.
+
+        It is not where a client that knows its position asks by the same id again: the rest follows, and no more.
+        """
+        if self.model is None and self._next_index == 0 and not self._parts:
+            self.is_whole = index == 0
 
     def _verified(self, done: m.Done) -> m.Done | IntegrityError:
         if self.is_whole and done.text_sha256 != self._digest.hexdigest():

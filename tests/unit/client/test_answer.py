@@ -2,6 +2,7 @@
 
 import hashlib
 
+import msgspec
 import pytest
 
 from llmws.client.answer import Answer, Reset
@@ -101,6 +102,14 @@ def test_another_digest_is_raised_in_place_of_done():
 def test_the_rest_of_an_answer_has_no_digest_of_its_own():
     answer = foreign(token(9, 5, "x"), done(10, "hello x"))
     assert [type(each) for each in taken(answer)] == [m.Token, m.Done]
+    assert not answer.is_whole
+
+
+@pytest.mark.parametrize("rest", [[token(4, 2, "c")], []])
+def test_the_rest_of_an_answer_that_is_asked_for_again_has_none_either(rest):
+    """By a client that knows its position: the answer goes on in the middle, or is just ended."""
+    answer = mine(*rest, msgspec.structs.replace(done(5, "abc"), total_tokens=3))
+    assert [type(event) for event in taken(answer)] == [type(event) for event in rest] + [m.Done]
     assert not answer.is_whole
 
 
