@@ -6,6 +6,7 @@ SESSION = "llmws/session/"
 HUB = "tests/property/test_hub.py"
 MODELS = "tests/unit/session/test_models.py"
 CASES = "tests/unit/session/test_hard_cases.py"
+SAFETY = "tests/unit/session/test_safety.py"
 
 MUTANTS = [
     Mutant("an event is sendable before it is written", SESSION + "journal.py",
@@ -196,4 +197,19 @@ MUTANTS = [
            "            owner=owner,\n", "", MODELS),
     Mutant("who names the default passes who names none", SESSION + "line.py",
            "sorted((next(iter(part)) for part in self._parts.values()), key=self._places.__getitem__)", "[next(iter(part)) for part in self._parts.values()]", MODELS),
+    # What the store is asked to keep for certain, and what is told of the rest.
+    Mutant("a loss of power takes a request that was accepted", SESSION + "session.py",
+           "encode_body(body), sync=True", "encode_body(body), sync=False", SAFETY),
+    Mutant("a loss of power takes the prompt of what has begun", SESSION + "turns.py",
+           "encode_body(request.prompt), sync=True", "encode_body(request.prompt), sync=False", SAFETY),
+    Mutant("a loss of power takes an end that was told", SESSION + "session.py",
+           "self.emit(event, sync=True)", "self.emit(event, sync=False)", SAFETY),
+    Mutant("whoever comes without a position is not told of a hole in the log", SESSION + "session.py",
+           '        if (self.floor if position is None else position.last_seq) < self.hole_seq:\n            return "log_corrupt"\n', "", SAFETY),
+    Mutant("a hole in the log is forgotten with the next event", SESSION + "recovery.py",
+           "last_seq if last_seq > reached else fold.hole_seq", "last_seq if last_seq > reached else 0", SAFETY),
+    Mutant("a position of an event that may not be sent yet is taken for good", SESSION + "session.py",
+           "self.log.epoch: self.log.sendable", "self.log.epoch: self.log.last_seq", SAFETY),
+    Mutant("meta speaks of events that may not be sent yet", SESSION + "session.py",
+           "last_seq=self.log.sendable", "last_seq=self.log.last_seq", SAFETY),
 ]  # fmt: skip
