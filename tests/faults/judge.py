@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from tests.faults.journal import AnyEntry, Lost, Opened, Restarted, Seen
+from tests.faults.spoken import spoken
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -24,10 +25,6 @@ class Question(msgspec.Struct, frozen=True):
         """The question of that number; the same in every process."""
         chance = random.Random(f"{seed}/{number}")
         return cls(f"q-{number}", str(chance.randint(1, 30)), chance.randint(most_tokens // 4, most_tokens))
-
-    def text(self, index: int) -> str:
-        """What the scripted engine says there."""
-        return str(index % 10) * int(self.prompt)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +108,7 @@ def _judge_answer(question: Question, events: Sequence[Seen], is_scripted: bool)
         complaints.append(f"{question.request_id} was told {strange}")
     if [index for index, _ in tokens] != sorted(index for index, _ in tokens):
         complaints.append(f"tokens of {question.request_id} came out of order")
-    if is_scripted and text != "".join(map(question.text, range(total))):
+    if is_scripted and text != spoken(total, int(question.prompt)):
         complaints.append(f"the text of {question.request_id} is another")
     if is_scripted and any(index != token for index, token in tokens):
         complaints.append(f"a token of {question.request_id} is another")

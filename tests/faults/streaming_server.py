@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from llmws.store.disk import OsDisk
 from llmws.store.folder import Site, unix_ms
 from llmws.store.keys import load_keys
 from llmws.store.writer import FileStore
+from tests.faults.spoken import token_text
 from tests.support.scripted_server import OneModel, StillProbe
 from tests.support.stages import GUIDE, ROOT, ScriptedPrompts
 
@@ -122,8 +124,8 @@ class CountingEngine(ScriptedEngine):
 
 def tokens(request) -> list[Step]:
     """As many tokens as asked for, of the size asked for."""
-    digits = [str(digit) * request.prompt_ids[0] for digit in range(10)]
-    return [Step(((number, digits[number % 10]),)) for number in range(request.max_new_tokens)]
+    size_bytes = request.prompt_ids[0]
+    return [Step(((index, token_text(index, size_bytes)),)) for index in range(request.max_new_tokens)]
 
 
 class Steering:
@@ -269,6 +271,17 @@ class StreamingServer:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
         assert was_alive, f"status {self._process.returncode}: {self.log()}"
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[StreamingServer]:
+    """A server that has been started, and is killed at the end."""
+    server = StreamingServer(folder, *arguments)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 if __name__ == "__main__":

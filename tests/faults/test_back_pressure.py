@@ -17,7 +17,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from llmws.engine.mailbox import CAPACITY
 from llmws.runtime.backlog import MAX_BYTES
-from tests.faults.streaming_server import StreamingServer
+from tests.faults.spoken import spoken
+from tests.faults.streaming_server import StreamingServer, running
 from tests.integration.server.harness import TEXT, RawClient, frame
 
 TIMEOUT_S = 60
@@ -25,21 +26,13 @@ TIMEOUT_S = 60
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path, "--steered")
-    server.start()
-    try:
+    with running(tmp_path, "--steered") as server:
         yield server
-    finally:
-        server.kill()
 
 
 def ask(size_bytes: int, count: int, *, request_id: str = "a") -> str:
     config = {"max_new_tokens": count, "seed": 1}
     return json.dumps({"type": "inference", "request_id": request_id, "input_ids": [size_bytes], "config": config})
-
-
-def answer(size_bytes: int, count: int) -> str:
-    return "".join(str(number % 10) * size_bytes for number in range(count))
 
 
 class Reader:
@@ -148,7 +141,7 @@ async def test_a_stuck_disk_stops_the_engine_and_nobody_else(server: StreamingSe
     assert server.tell("steps") == stopped
     server.tell("free")
 
-    assert await reader.whole() == answer(size_bytes, count)
+    assert await reader.whole() == spoken(count, size_bytes)
 
 
 async def test_clients_that_never_read_cost_their_log_files_and_no_memory(
@@ -163,14 +156,14 @@ async def test_clients_that_never_read_cost_their_log_files_and_no_memory(
         deaf.writer.transport.pause_reading()
         deaf.send(ask(size_bytes, count))
         await beside.line.send(ask(size_bytes, count, request_id=f"r{number}"))
-        assert await beside.whole() == answer(size_bytes, count)
+        assert await beside.whole() == spoken(count, size_bytes)
         await settled_steps(server)
         used_bytes.append(server.own_bytes)
     # What such streams take of memory in passing was taken by the first.
     each_bytes = statistics.median(after - before for before, after in itertools.pairwise(used_bytes))
     late = await lines.attach(session_id=session_id, mode="observe")
 
-    assert await late.whole() == answer(size_bytes, count)
+    assert await late.whole() == spoken(count, size_bytes)
     assert each_bytes <= 256 * 1024 < size_bytes * count
     print(f"{each_bytes / 1024:.0f} KiB for {size_bytes * count // 1024} KiB that nobody reads")
 
@@ -189,5 +182,5 @@ async def test_a_client_that_dies_in_mid_frame_is_missed_by_nobody(server: Strea
     texts = await asyncio.gather(*(reader.whole() for reader in readers))
     back = await lines.attach(session_id=session_id)
 
-    assert set(texts) == {answer(size_bytes, count)}
-    assert await back.whole() == answer(size_bytes, count)
+    assert set(texts) == {spoken(count, size_bytes)}
+    assert await back.whole() == spoken(count, size_bytes)

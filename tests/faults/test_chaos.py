@@ -9,19 +9,15 @@ import pytest
 
 from tests.faults.chaos.outcome import chaos
 from tests.faults.chaos.storm import Weather
-from tests.faults.streaming_server import StreamingServer
+from tests.faults.streaming_server import StreamingServer, running
 
 BRIEF = Weather(server_kill_s=(1.2, 1.6), users_kill_s=(0.7, 1.0), calm_s=60)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path, "--step-s", "0.005")
-    server.start()
-    try:
+    with running(tmp_path, "--step-s", "0.005") as server:
         yield server
-    finally:
-        server.kill()
 
 
 async def test_nothing_is_lost_doubled_or_wrong_in_a_short_storm(server: StreamingServer, tmp_path: Path) -> None:

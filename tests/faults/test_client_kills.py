@@ -17,22 +17,19 @@ from tests.faults.chaos.storm import UsersProcess
 from tests.faults.chaos.users import User, Users, journal_path
 from tests.faults.journal import Asked, read
 from tests.faults.judge import judge
-from tests.faults.streaming_server import StreamingServer
+from tests.faults.spoken import spoken
+from tests.faults.streaming_server import StreamingServer, running
 
 TIMEOUT_S = 30
 SIZE_BYTES = 10
 COUNT = 400
-ANSWER = "".join(str(number % 10) * SIZE_BYTES for number in range(COUNT))
+ANSWER = spoken(COUNT, SIZE_BYTES)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path_factory.mktemp("server"))
-    server.start()
-    try:
+    with running(tmp_path_factory.mktemp("server")) as server:
         yield server
-    finally:
-        server.kill()
 
 
 async def grows(path: Path, done: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.streaming_server import StreamingServer
+from tests.faults.streaming_server import StreamingServer, running
 from tests.faults.tally import Tally
 from tests.faults.users import User, scripted
 
@@ -23,12 +23,8 @@ SHIFTS_S = [0.0, 3600.0, -10 * YEAR_S, 2000 * YEAR_S, 1 - time.time(), 0.0]
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path, "--steered")
-    server.start()
-    try:
+    with running(tmp_path, "--steered") as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

@@ -13,19 +13,15 @@ from typing import Any
 
 import pytest
 
-from tests.faults.streaming_server import StreamingServer
+from tests.faults.streaming_server import StreamingServer, running
 from tests.faults.tally import Tally
 from tests.faults.users import User, scripted
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path, "--steered")
-    server.start()
-    try:
+    with running(tmp_path, "--steered") as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

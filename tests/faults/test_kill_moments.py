@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.faults.streaming_server import StreamingServer
+from tests.faults.streaming_server import StreamingServer, running
 from tests.faults.tally import Tally
 from tests.faults.users import User, kill, kill_and_return, scripted
 
@@ -29,12 +29,8 @@ START_S = 0.6
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path)
-    server.start()
-    try:
+    with running(tmp_path) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

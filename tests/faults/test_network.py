@@ -17,7 +17,7 @@ from llmws.client import ClientError
 from tests.faults.askers import ClientAsker, FrameAsker, Server
 from tests.faults.journal import Journal
 from tests.faults.judge import Question, Verdict, judge
-from tests.faults.streaming_server import StreamingServer
+from tests.faults.streaming_server import StreamingServer, running
 from tests.support.fault_proxy import UNHARMED, Fault, FaultProxy, Treatment, draw
 
 SIDE_BY_SIDE = 8
@@ -43,12 +43,8 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path_factory.mktemp("server"))
-    server.start()
-    try:
+    with running(tmp_path_factory.mktemp("server")) as server:
         yield server
-    finally:
-        server.kill()
 
 
 def treatments(chance: random.Random) -> list[Treatment]:

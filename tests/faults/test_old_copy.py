@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.streaming_server import StreamingServer
+from tests.faults.streaming_server import StreamingServer, running
 from tests.faults.tally import Tally
 from tests.faults.users import User, scripted
 from tests.support.model_client import Story
@@ -23,12 +23,8 @@ TOKENS = 60
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StreamingServer]:
-    server = StreamingServer(tmp_path)
-    server.start()
-    try:
+    with running(tmp_path) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from llmws.store.rotation import open_site, references
-from tests.faults.streaming_server import START_TIMEOUT_S, StreamingServer
+from tests.faults.streaming_server import START_TIMEOUT_S, StreamingServer, running
 from tests.faults.tally import Tally
 from tests.faults.users import User, scripted
 from tests.support.stages import ROOT
@@ -28,12 +28,8 @@ KIND = "keys being rotated"
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[StreamingServer]:
     # Slow, so that the commands come in the middle of the answers.
-    server = StreamingServer(tmp_path, "--step-s", "0.005")
-    server.start()
-    try:
+    with running(tmp_path, "--step-s", "0.005") as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from llmws.store.meta import open_meta
 from llmws.store.record import HEADER_START, LogKeys
 from llmws.store.recovery import Recovered, recover
 from llmws.store_api import LogName, Opened
-from tests.faults.streaming_server import StreamingServer
+from tests.faults.streaming_server import StreamingServer, running
 from tests.faults.tally import Tally
 from tests.faults.users import kill, kill_and_return, scripted
 from tests.unit.store.simulated_disk import SimulatedDisk, SimulatedFile
@@ -88,13 +88,9 @@ def opened_stride(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="module")
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
     """Two sessions of one server."""
-    server = StreamingServer(tmp_path_factory.mktemp("tampering"))
     tokens = 12 if request.config.getoption("--every-bit") else 3
-    server.start()
-    try:
+    with running(tmp_path_factory.mktemp("tampering")) as server:
         ids = asyncio.run(_live_through_two_kills(server, tokens))
-    finally:
-        server.kill()
     keys = load_keys(server.state)
     return [
         Stored(each, keys, {path.name: path.read_bytes() for path in (server.state / "sessions" / each).iterdir()})

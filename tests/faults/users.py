@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.faults.spoken import spoken
 from tests.faults.tally import Audit, Tally
 from tests.support.model_client import ModelClient
 
@@ -39,10 +41,18 @@ class User:
         question: what is asked each time, without its id.
         tokens: how many tokens an answer has.
         expected: the text of an answer; what the first one says, if it is not known before.
+        room_bytes: in the socket's buffer, for what is not read yet; None: as much as the system gives.
     """
 
     def __init__(
-        self, server: Server, tally: Tally, question: dict[str, Any], *, tokens: int, expected: str | None = None
+        self,
+        server: Server,
+        tally: Tally,
+        question: dict[str, Any],
+        *,
+        tokens: int,
+        expected: str | None = None,
+        room_bytes: int | None = None,
     ) -> None:
         self.server = server
         self.model = ModelClient()
@@ -51,6 +61,7 @@ class User:
         self.line: ClientConnection | None = None
         self._question = question
         self._tokens = tokens
+        self._room_bytes = room_bytes
         self._audit = Audit(tally)
 
     @property
@@ -60,7 +71,7 @@ class User:
 
     async def attach(self) -> dict[str, Any]:
         """Comes in, with the position it has; returns the welcome, or what came in its place."""
-        self.line = await connect(self.server.ws_url, compression=None, max_size=2**23)
+        self.line = await self._connect()
         hello = self.model.hello(window=None)
         await self.send({**hello, "auth": self.server.token} if self.server.token else hello)
         return await self.read()
@@ -135,12 +146,23 @@ class User:
         assert self.line is not None
         await self.line.send(json.dumps(message))
 
+    async def _connect(self) -> ClientConnection:
+        if self._room_bytes is None:
+            return await connect(self.server.ws_url, compression=None, max_size=2**23)
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._room_bytes)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.server.port))
+        return await connect(self.server.ws_url, sock=sock, compression=None, max_queue=1, ping_interval=None)
 
-def scripted(server: Server, tally: Tally, *, tokens: int = 400, size_bytes: int = 1024) -> User:
+
+def scripted(
+    server: Server, tally: Tally, *, tokens: int = 400, size_bytes: int = 1024, room_bytes: int | None = None
+) -> User:
     """One who asks a `StreamingServer`."""
     question = {"prompt": {"system": "", "user": str(size_bytes)}, "config": {"max_new_tokens": tokens, "seed": 1}}
-    expected = "".join(str(number % 10) * size_bytes for number in range(tokens))
-    return User(server, tally, question, tokens=tokens, expected=expected)
+    expected = spoken(tokens, size_bytes)
+    return User(server, tally, question, tokens=tokens, expected=expected, room_bytes=room_bytes)
 
 
 async def kill(*users: User, tally: Tally, kind: str) -> None:
