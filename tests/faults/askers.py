@@ -25,7 +25,7 @@ PATIENCE_S = 60.0
 """Longer than any fault lasts. Who waits in vain fails, and says where."""
 
 
-class Server(NamedTuple):
+class Address(NamedTuple):
     """Where to ask, and with which token."""
 
     url: str
@@ -35,8 +35,8 @@ class Server(NamedTuple):
 class ClientAsker:
     """A program with `llmws.client`."""
 
-    def __init__(self, server: Server, journal: Journal, chance: random.Random, *, heartbeat_s: float = 20.0) -> None:
-        self._server = server
+    def __init__(self, address: Address, journal: Journal, chance: random.Random, *, heartbeat_s: float = 20.0) -> None:
+        self._address = address
         self._journal = journal
         self._chance = chance
         self._heartbeat_s = heartbeat_s
@@ -46,8 +46,8 @@ class ClientAsker:
         """Asks what the journal has no end of; returns when everything has ended."""
         last = self._journal.last
         client = Client(
-            self._server.url,
-            self._server.token,
+            self._address.url,
+            self._address.token,
             session_id=self._journal.session_id,
             position=None if last is None else Position(epoch=last.epoch, last_seq=last.seq),
             connect_timeout_s=PATIENCE_S,
@@ -97,8 +97,8 @@ class FrameAsker:
     sure of: the same id runs once.
     """
 
-    def __init__(self, server: Server, journal: Journal, chance: random.Random, *, heartbeat_s: float = 20.0) -> None:
-        self._server = server
+    def __init__(self, address: Address, journal: Journal, chance: random.Random, *, heartbeat_s: float = 20.0) -> None:
+        self._address = address
         self._journal = journal
         self._chance = chance
         self._heartbeat_s = heartbeat_s
@@ -139,7 +139,7 @@ class FrameAsker:
 
     async def _connect(self) -> ClientConnection:
         return await connect(
-            self._server.url,
+            self._address.url,
             compression=None,
             max_size=2**23,
             open_timeout=2,
@@ -151,7 +151,7 @@ class FrameAsker:
 
     async def _greet(self, line: ClientConnection) -> None:
         hello = self._model.hello(window=None)
-        await line.send(json.dumps({**hello, "auth": self._server.token} if self._server.token else hello))
+        await line.send(json.dumps({**hello, "auth": self._address.token} if self._address.token else hello))
         welcome = await self._receive(line)
         assert welcome["type"] == "welcome", welcome
         waited_ms = None if self._lost_s is None else (time.monotonic() - self._lost_s) * 1000

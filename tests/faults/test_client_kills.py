@@ -13,8 +13,8 @@ import pytest
 
 from llm_cli.show import PIECE_CHARS
 from tests.e2e.llm_cli.terminal import ROOT, command, environment
+from tests.faults.chaos.asking import Plan, UserPlan, journal_path
 from tests.faults.chaos.storm import UsersProcess
-from tests.faults.chaos.users import User, Users, journal_path
 from tests.faults.journal import Asked, read
 from tests.faults.judge import judge
 from tests.faults.spoken import spoken
@@ -136,8 +136,8 @@ async def test_a_program_goes_on_from_its_cursor_file(
     server: StreamingServer, tmp_path: Path, client_kills: int, has_product_client: bool
 ) -> None:
     """Killed at a random event, it is told everything after what it had written down, and nothing else."""
-    user = User("user", server.ws_url, has_product_client)
-    plan = Users(
+    user = UserPlan("user", server.ws_url, has_product_client)
+    plan = Plan(
         users=[user],
         folder=str(tmp_path),
         seed="cursor",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from llmws.client import ClientError
-from tests.faults.askers import ClientAsker, FrameAsker, Server
+from tests.faults.askers import Address, ClientAsker, FrameAsker
 from tests.faults.journal import Journal
 from tests.faults.judge import Question, Verdict, judge
 from tests.faults.streaming_server import StreamingServer, running
@@ -62,7 +62,7 @@ async def run(seed: int, server: StreamingServer) -> Run:
     async with FaultProxy(
         lambda: server.port, lambda number: harm[number] if number < len(harm) else UNHARMED, chance=chance
     ) as proxy:
-        asker = (ClientAsker, FrameAsker)[seed % 2](Server(proxy.url), journal, random.Random(seed))
+        asker = (ClientAsker, FrameAsker)[seed % 2](Address(proxy.url), journal, random.Random(seed))
         try:
             async with asyncio.timeout(RUN_TIMEOUT_S):
                 await asker.run(questions)
@@ -104,7 +104,7 @@ async def test_a_black_hole_is_left_although_nothing_ever_tells_of_it(
     endless = Treatment(fault=Fault.BLACK_HOLE, after_bytes=5000, lasting_s=3600)
     async with FaultProxy(lambda: server.port, lambda number: endless if number == 0 else UNHARMED) as proxy:
         async with asyncio.timeout(RUN_TIMEOUT_S):
-            await kind(Server(proxy.url), journal, random.Random(1), heartbeat_s=0.2).run(questions)
+            await kind(Address(proxy.url), journal, random.Random(1), heartbeat_s=0.2).run(questions)
 
     verdict = judge(journal.entries, questions)
     assert verdict.is_good, verdict

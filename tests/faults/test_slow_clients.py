@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.faults.askers import ClientAsker, FrameAsker, Server
+from tests.faults.askers import Address, ClientAsker, FrameAsker
 from tests.faults.journal import Journal, Lost
 from tests.faults.judge import Question, judge
 from tests.faults.spoken import spoken
@@ -82,7 +82,7 @@ async def test_a_server_that_stands_still_is_waited_for(
     """SIGSTOP in mid-answer, for longer than the client believes in a silent connection; then it goes on."""
     questions = [Question("q-0", "20", 400)]
     journal = Journal()
-    asker = kind(Server(server.ws_url), journal, random.Random(1), heartbeat_s=0.1)
+    asker = kind(Address(server.ws_url), journal, random.Random(1), heartbeat_s=0.1)
     asking = asyncio.create_task(asker.run(questions))
     async with asyncio.timeout(TIMEOUT_S):
         while journal.last is None or journal.last.index < 20:  # noqa: ASYNC110 - the other task reads

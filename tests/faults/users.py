@@ -9,27 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from typing import Any, Protocol
+from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.faults.killable_server import KillableServer
 from tests.faults.spoken import spoken
 from tests.faults.tally import Audit, Tally
 from tests.support.model_client import ModelClient
 
 TIMEOUT_S = 60
-
-
-class Server(Protocol):
-    """A process that is killed and started again."""
-
-    token: str | None
-    ws_url: str
-
-    def start(self) -> None: ...
-
-    def kill(self) -> None: ...
 
 
 class User:
@@ -46,7 +36,7 @@ class User:
 
     def __init__(
         self,
-        server: Server,
+        server: KillableServer,
         tally: Tally,
         question: dict[str, Any],
         *,
@@ -157,7 +147,7 @@ class User:
 
 
 def scripted(
-    server: Server, tally: Tally, *, tokens: int = 400, size_bytes: int = 1024, room_bytes: int | None = None
+    server: KillableServer, tally: Tally, *, tokens: int = 400, size_bytes: int = 1024, room_bytes: int | None = None
 ) -> User:
     """One who asks a `StreamingServer`."""
     question = {"prompt": {"system": "", "user": str(size_bytes)}, "config": {"max_new_tokens": tokens, "seed": 1}}

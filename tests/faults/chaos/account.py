@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.faults.askers import Server
+from tests.faults.askers import Address
 from tests.faults.journal import AnyEntry, Seen
 
 TIMEOUT_S = 60
@@ -25,13 +25,13 @@ class Account(msgspec.Struct, frozen=True):
     answers: dict[str, str]
 
 
-async def fetch(server: Server, session_id: str) -> Account:
+async def fetch(address: Address, session_id: str) -> Account:
     """Reads a session without taking it over or acknowledging anything."""
     async with (
         asyncio.timeout(TIMEOUT_S),
-        connect(server.url, compression=None, max_size=2**25, proxy=None) as line,
+        connect(address.url, compression=None, max_size=2**25, proxy=None) as line,
     ):
-        hello = {"type": "hello", "session_id": session_id, "mode": "observe", "auth": server.token}
+        hello = {"type": "hello", "session_id": session_id, "mode": "observe", "auth": address.token}
         welcome = await _ask(line, hello, "welcome")
         assert welcome["session_id"] == session_id, "the server does not have the session"
         events = []

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from tests.faults.askers import Server
+from tests.faults.askers import Address
 from tests.faults.chaos.account import differences, fetch
-from tests.faults.chaos.storm import KillableServer, Storm, Weather
-from tests.faults.chaos.users import User, Users, journal_path
+from tests.faults.chaos.asking import Plan, UserPlan, journal_path
+from tests.faults.chaos.storm import Storm, Weather
 from tests.faults.journal import AnyEntry, Asked, Opened, read
 from tests.faults.judge import Verdict, judge
+from tests.faults.killable_server import KillableServer
 
 HEARTBEAT_S = 1.0
 """Of the clients: a black hole is to be found out while the storm blows."""
@@ -99,8 +100,8 @@ async def chaos(
         most_tokens: of an answer.
         prompts: what is asked; none for a scripted engine.
     """
-    users = [User(f"user-{number:02}", "", number % 2 == 0) for number in range(clients)]
-    plan = Users(
+    users = [UserPlan(f"user-{number:02}", "", number % 2 == 0) for number in range(clients)]
+    plan = Plan(
         users=users,
         folder=str(folder),
         seed=str(seed),
@@ -121,7 +122,7 @@ async def chaos(
     total, logged, found = Verdict(), 0, []
     for user in users:
         entries = read(journal_path(folder, user))
-        account = await fetch(Server(f"ws://127.0.0.1:{server.port}/v1/ws", server.token), _session_of(entries))
+        account = await fetch(Address(server.ws_url, server.token), _session_of(entries))
         total += _judge(plan, user, entries)
         logged += len(account.events)
         found += [f"{user.name}: {each}" for each in differences(account, entries)]
@@ -139,12 +140,12 @@ def _session_of(entries: list[AnyEntry]) -> str:
     return next(each.session_id for each in reversed(entries) if isinstance(each, Opened))
 
 
-def _judge(plan: Users, user: User, entries: list[AnyEntry]) -> Verdict:
+def _judge(plan: Plan, user: UserPlan, entries: list[AnyEntry]) -> Verdict:
     """Judges what the user has asked, as its processes were told to."""
     count = len({each.request_id for each in entries if isinstance(each, Asked)})
     return judge(entries, list(itertools.islice(plan.questions(user), count)), is_scripted=not plan.prompts)
 
 
-def _so_far(plan: Users, folder: Path) -> Verdict:
+def _so_far(plan: Plan, folder: Path) -> Verdict:
     """What the users have been through, while they are at it."""
     return sum((_judge(plan, user, read(journal_path(folder, user))) for user in plan.users), Verdict())

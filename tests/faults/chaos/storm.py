@@ -15,11 +15,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import msgspec
 
-from tests.faults.chaos.users import Users, journal_path
+from tests.faults.chaos.asking import Plan, journal_path
+from tests.faults.killable_server import KillableServer
 from tests.support.fault_proxy import FaultProxy, draw
 from tests.support.stages import ROOT
 
@@ -27,22 +28,6 @@ REACH_BYTES = 30_000
 LASTING_S = 3.0
 HIT_BYTES = 5000
 """So much must have been written down in a life before it is ended: a kill is to hit something."""
-
-
-class KillableServer(Protocol):
-    """A server's process, on the same state after every start."""
-
-    port: int
-
-    @property
-    def token(self) -> str | None:
-        """What lets users in; None where they need none."""
-
-    def start(self) -> None:
-        """Returns when it listens."""
-
-    def kill(self) -> None:
-        """`kill -9`."""
 
 
 class Weather(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +47,7 @@ class UsersProcess:
         journals_bytes_before: what the users had written down when it was started.
     """
 
-    def __init__(self, plan: Users, log: Path) -> None:
+    def __init__(self, plan: Plan, log: Path) -> None:
         self.plan = plan
         self._log = log
         self._start()
@@ -98,7 +83,7 @@ class UsersProcess:
         return sum(path.stat().st_size for path in paths if path.exists())
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "tests.faults.chaos.users", msgspec.json.encode(self.plan).decode()]
+        command = [sys.executable, "-m", "tests.faults.chaos.asking", msgspec.json.encode(self.plan).decode()]
         self.journals_bytes_before = self.journals_bytes
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -126,7 +111,7 @@ class Storm:
     """
 
     def __init__(
-        self, server: KillableServer, plan: Users, *, processes: int, chance: random.Random, weather: Weather
+        self, server: KillableServer, plan: Plan, *, processes: int, chance: random.Random, weather: Weather
     ) -> None:
         self.server_kills = 0
         self.users_kills = 0

@@ -1,6 +1,6 @@
 """One process of users who ask and ask until they are told that it is enough; it may be killed at any moment.
 
-As a program: python -m tests.faults.chaos.users PLAN, a `Users` in JSON. Exits 0 when every one of them has the end of
+As a program: python -m tests.faults.chaos.asking PLAN, a `Plan` in JSON. Exits 0 when every one of them has the end of
 everything that it asked. Invariant: what an earlier process of the same users has written down is never asked or seen
 again.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import msgspec
 
-from tests.faults.askers import ClientAsker, FrameAsker, Server
+from tests.faults.askers import Address, ClientAsker, FrameAsker
 from tests.faults.journal import Journal
 from tests.faults.judge import Question
 
 
-class User(msgspec.Struct, frozen=True):
+class UserPlan(msgspec.Struct, frozen=True):
     """One client: `url` is its own way to the server."""
 
     name: str
@@ -30,7 +30,7 @@ class User(msgspec.Struct, frozen=True):
     has_product_client: bool
 
 
-class Users(msgspec.Struct, frozen=True, kw_only=True):
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What a process is told.
 
     Attributes:
@@ -40,7 +40,7 @@ class Users(msgspec.Struct, frozen=True, kw_only=True):
         heartbeat_s: how soon they notice that a connection is dead.
     """
 
-    users: list[User]
+    users: list[UserPlan]
     folder: str
     seed: str
     token: str | None
@@ -48,7 +48,7 @@ class Users(msgspec.Struct, frozen=True, kw_only=True):
     most_tokens: int
     heartbeat_s: float
 
-    def questions(self, user: User) -> Iterator[Question]:
+    def questions(self, user: UserPlan) -> Iterator[Question]:
         """All that this user may ask; the same in every process."""
         for number in itertools.count():
             question = Question.draw(f"{self.seed}/{user.name}", number, most_tokens=self.most_tokens)
@@ -57,12 +57,12 @@ class Users(msgspec.Struct, frozen=True, kw_only=True):
             yield question
 
 
-def journal_path(folder: Path, user: User) -> Path:
+def journal_path(folder: Path, user: UserPlan) -> Path:
     """Where a user's journal is."""
     return folder / f"{user.name}.jsonl"
 
 
-def open_questions(plan: Users, user: User, journal: Journal) -> Iterator[Question]:
+def open_questions(plan: Plan, user: UserPlan, journal: Journal) -> Iterator[Question]:
     """What is still to be asked, or asked again: one, everything that was begun, and more until it is enough."""
     enough = Path(plan.folder) / "enough"
     for question in plan.questions(user):
@@ -71,17 +71,17 @@ def open_questions(plan: Users, user: User, journal: Journal) -> Iterator[Questi
         yield question
 
 
-async def be(user: User, plan: Users) -> None:
+async def be(user: UserPlan, plan: Plan) -> None:
     """Lives through one user's part."""
     journal = Journal(journal_path(Path(plan.folder), user))
     chance = random.Random(f"{plan.seed}/{user.name}/{os.getpid()}")
     kind = ClientAsker if user.has_product_client else FrameAsker
-    asker = kind(Server(user.url, plan.token), journal, chance, heartbeat_s=plan.heartbeat_s)
+    asker = kind(Address(user.url, plan.token), journal, chance, heartbeat_s=plan.heartbeat_s)
     await asker.run(open_questions(plan, user, journal))
     journal.close()
 
 
-async def be_all(plan: Users) -> None:
+async def be_all(plan: Plan) -> None:
     """Lives through everybody's part; the first who fails ends all."""
     async with asyncio.TaskGroup() as group:
         for user in plan.users:
@@ -89,4 +89,4 @@ async def be_all(plan: Users) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(be_all(msgspec.json.decode(sys.argv[1], type=Users)))
+    asyncio.run(be_all(msgspec.json.decode(sys.argv[1], type=Plan)))
