@@ -61,6 +61,7 @@ class Answer:
         is_accepted: the server has it; it will end in exactly one terminal event.
         is_over: nothing more will arrive.
         is_whole: whether the text is known from its first token.
+        is_released: nobody takes what arrives.
         cancel_requested: the caller asked to end it.
         model: which model answers; None before the start.
     """
@@ -81,7 +82,7 @@ class Answer:
         self._waiting: deque[tuple[int, AnswerEvent | ClientError]] = deque()
         self._merge_above = max(1, merge_above)
         self._held_seq = 0
-        self._is_released = False
+        self.is_released = False
 
     @property
     def text(self) -> str:
@@ -122,7 +123,7 @@ class Answer:
 
     def release(self) -> None:
         """Nobody will take anything more."""
-        self._is_released = True
+        self.is_released = True
         self._held_seq = 0
         self._waiting.clear()
 
@@ -228,7 +229,7 @@ class Answer:
         self.is_over = True
 
     def _put(self, seq: int, event: AnswerEvent | ClientError) -> None:
-        if not self._is_released:
+        if not self.is_released:
             self._waiting.append((seq, event))
 
     def _put_token(self, seq: int, token: m.Token) -> None:

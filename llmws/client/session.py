@@ -179,15 +179,21 @@ class Session:
     def ask(self, inference: m.Inference) -> Answer:
         """Makes a request; its `request_id` is set.
 
+        What has come already of an answer to it, which an earlier client asked for, is part of the answer.
+
         Raises:
             ValueError: this client has asked so and not read the answer to its end.
         """
         assert inference.request_id is not None
-        earlier = self._answers.get(inference.request_id)
-        if earlier is not None and earlier.inference is not None:
+        answer = self._answers.get(inference.request_id)
+        if answer is not None and answer in self.uncollected:
+            self.uncollected.remove(answer)
+            answer.inference, answer.is_accepted = inference, False
+        elif answer is not None and (answer.inference is not None or not answer.is_released):
             raise ValueError(f"a request {inference.request_id} is still open here")
-        answer = Answer(inference.request_id, inference=inference, merge_above=self._window)
-        self._answers[inference.request_id] = answer
+        else:
+            answer = Answer(inference.request_id, inference=inference, merge_above=self._window)
+            self._answers[inference.request_id] = answer
         self.outbox.append(inference)
         return answer
 

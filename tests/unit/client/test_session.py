@@ -418,6 +418,25 @@ def test_a_pause_that_only_an_earlier_client_was_told_of_is_answered_too():
     assert list(later.outbox) == [m.Ack(seq=1, window=4)]
 
 
+def test_what_has_come_of_an_answer_is_part_of_it_when_it_is_asked_for_again():
+    """A program that was restarted asks by the same id: nothing that is here already may be thrown away."""
+    world = World()
+    world.ask()
+    for _ in range(20):
+        world.send()
+        world.work()
+    later = Session(session_id="s", position=None, window=4, mode="takeover", client_name="t")
+    later.welcomed(world.server.attach(later.hello(None)))
+    for frame in world.server.wire:
+        later.receive(frame)
+    answer = later.ask(world.server.asked["r0"])
+    assert (answer.text, answer.is_whole, answer.is_over) == (TEXT, True, True)
+    assert type(answer.take()) is m.Start
+    assert list(later.uncollected) == []
+    with pytest.raises(ValueError, match="r0 is still open"):
+        later.ask(world.server.asked["r0"])
+
+
 def test_a_request_is_not_made_twice_while_it_is_open_here():
     world = World()
     world.ask()
