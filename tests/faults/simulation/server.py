@@ -15,7 +15,6 @@ from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.engine.scripted import ScriptedEngine, model_info
 from llmws.engine_api import EngineEvent, GenerationRequest, ModelRef, PromptJob, PromptReady
-from llmws.protocol import messages as m
 from llmws.runtime.driver import Driver
 from llmws.server.listen import Server
 from llmws.session import events as e
@@ -26,7 +25,8 @@ from tests.faults.simulation.loop import VirtualLoop
 from tests.faults.simulation.network import Listener, SimulatedNetwork
 from tests.faults.simulation.script import answer_ids, steps_for
 from tests.faults.simulation.store import SteppedStore
-from tests.support.stages import GUIDE, inspected
+from tests.support.scripted_server import OneModel, StillProbe
+from tests.support.stages import GUIDE
 
 PORT = 8765
 MAX_UNTAKEN_STEPS = 2
@@ -94,26 +94,6 @@ class Prompts:
 
     def close(self) -> None:
         self._is_closed = True
-
-
-class Probe:
-    """A device that does not change."""
-
-    def summary(self) -> m.DeviceSummary:
-        return m.DeviceSummary(device="cpu", total_gb=1.0, free_gb=1.0)
-
-    def resources(self, loaded: Any, models: Any, load: Any) -> m.Message:
-        return inspected(m.GetResources())
-
-
-class Models:
-    """A models folder with one model that needs no files."""
-
-    def scan(self) -> list[ModelRef]:
-        return [GUIDE]
-
-    def delete(self, name: str) -> None:
-        raise AssertionError(name)
 
 
 class Tokens:
@@ -187,8 +167,8 @@ class ServerProcess:
             "engine": self.engine,
             "store": self.store,
             "prompts": Prompts(loop, rng),
-            "models": Models(),
-            "probe": Probe(),
+            "models": OneModel(),
+            "probe": StillProbe(),
         }
         self.driver = Driver(self.hub, **parts, remember_model=lambda _: None, save_uptime=self._keep_uptime)
         listener: Any = Listener(PORT)
