@@ -46,10 +46,13 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._arm()
         self._entrance.admit(transport)
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002  (asyncio's signature)
-        """Where the next read goes; one for each, as idle connections are to keep none."""
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  (asyncio's signature)
+        """Where the next read goes; one for each, as idle connections are to keep none.
+
+        A view, because under TLS asyncio reads every record but the first into a slice of it: a bytearray's is a copy.
+        """
         self._read = bytearray(READ_BYTES)
-        return self._read
+        return memoryview(self._read)
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parses what was read."""

@@ -6,15 +6,19 @@ import asyncio
 import json
 import ssl
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import websockets
 
+from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.errors import ConfigError
+from llmws.server.http import READ_BYTES
 from llmws.server.tls import tls_context
-from tests.integration.server.harness import Running, Serve
+from tests.integration.server.harness import TIMEOUT_S, RawClient, Running, Serve
 from tests.support.certificates import Authority
 
 
@@ -62,33 +66,67 @@ async def test_http_over_tls(serve: Serve, certificate: Path, trust: ssl.SSLCont
     assert await asyncio.to_thread(get) == b"ok\n"
 
 
+class Records:
+    """A TLS client that decides what goes into one record and what into one segment."""
+
+    def __init__(self, raw: RawClient, trust: ssl.SSLContext) -> None:
+        self.raw = raw
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = trust.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+
+    async def shake_hands(self) -> None:
+        """Leaves the end of the handshake unsent, for the next `flush`."""
+        await self._when_ready(self.tls.do_handshake)
+
+    def flush(self) -> None:
+        self.raw.writer.write(self._outgoing.read())
+
+    async def read(self) -> bytes:
+        return await self._when_ready(lambda: self.tls.read(65536))
+
+    async def answer(self, end: bytes) -> bytes:
+        """Reads up to `end`."""
+        answer = b""
+        while not answer.endswith(end):
+            answer += await self.read()
+        return answer
+
+    async def _when_ready(self, step: Callable[[], Any]) -> Any:
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    self.flush()
+                    self._incoming.write(await self.raw.reader.read(65536))
+
+
 async def test_a_request_right_behind_the_handshake_is_answered(
     serve: Serve, certificate: Path, trust: ssl.SSLContext
 ) -> None:
     """The end of the handshake and a request come in one piece."""
     running = await start(serve, certificate)
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = trust.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
-    client = await running.connect()
-    while True:
-        try:
-            tls.do_handshake()
-            break
-        except ssl.SSLWantReadError:
-            client.writer.write(outgoing.read())
-            incoming.write(await client.reader.read(65536))
-    tls.write(f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n\r\n".encode())
-    client.writer.write(outgoing.read())
-    answer = b""
-    async with asyncio.timeout(10):
-        while not answer.endswith(b"ok\n"):
-            incoming.write(await client.reader.read(65536))
-            try:
-                while piece := tls.read(65536):
-                    answer += piece
-            except ssl.SSLWantReadError:
-                pass
-    assert answer.startswith(b"HTTP/1.1 200")
+    client = Records(await running.connect(), trust)
+    await client.shake_hands()
+    client.tls.write(f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n\r\n".encode())
+    client.flush()
+    assert (await client.answer(b"ok\n")).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("size_bytes", [0, READ_BYTES + 100])
+async def test_a_request_of_several_records_is_one_request(
+    serve: Serve, certificate: Path, trust: ssl.SSLContext, size_bytes: int
+) -> None:
+    """Head and body, or the two halves of a head longer than one read, come in one segment."""
+    running = await start(serve, certificate)
+    client = Records(await running.connect(), trust)
+    await client.shake_hands()
+    body = json.dumps({"code": running.server.mint_code(Identity("local", "admin"))})
+    head = f"POST /v1/auth/exchange HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\nX-Padding: {'x' * size_bytes}"
+    for record in (head, f"\r\nContent-Length: {len(body)}\r\n\r\n", body):
+        client.tls.write(record.encode())
+    client.flush()
+    assert (await client.answer(b"}")).startswith(b"HTTP/1.1 200")
 
 
 async def test_who_speaks_no_tls_is_cut(serve: Serve, certificate: Path) -> None:
