@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
-from bench.client import LET_IN, User
+from bench.client import users
 from bench.figures import Figure, figure
 from bench.load.crowd import Orders, crowd
 from bench.load.good import PACE, streams
@@ -50,9 +50,7 @@ async def _measure(folder: Path, size: Size) -> list[Figure]:
 
 async def stay(orders: Orders, port: int, count: int) -> int:
     """Signs in so many clients that do nothing but answer pings; returns how many of them the server has let go."""
-    users = [User() for _ in range(count)]
-    for first in range(0, count, LET_IN):
-        await asyncio.gather(*(user.attach(port) for user in users[first : first + LET_IN]))
+    everyone = await users(port, count)
     orders.ready()
     await orders.over.wait()
-    return sum(user.wire.transport.is_closing() for user in users)
+    return sum(user.wire.transport.is_closing() for user in everyone)

@@ -10,10 +10,11 @@ from typing import Final
 
 from bench.client import User, connect, framed
 from bench.figures import Figure, figure, spread
+from bench.load.churn import Guest
 from bench.load.crowd import Orders, crowd
 from bench.load.good import PACE, first_tokens_ms, streams
 from bench.load.size import Size
-from bench.servers import TIMEOUT_S, product
+from bench.servers import HOST, product
 from llmws.protocol import encode
 from llmws.protocol import messages as m
 
@@ -55,7 +56,7 @@ async def _floods(folder: Path, size: Size) -> list[Figure]:
                     beside = await streaming.watch(size.measured_s)
                     share = (server.cpu_s() - before_s) / size.measured_s
                     grown_kib = server.unique_kib() - before_kib
-                    sent_bytes, _ = await crowded.end()
+                    sent_bytes = await crowded.end()
                 figures += beside.figures(f"beside a flood of {name}", p99_at_most=500.0)
                 figures.append(figure("  CPU of the server, of one core", "%", [share * 100]))
                 figures.append(figure("  taken of the flood", "MiB/s", [sent_bytes / 2**20 / size.measured_s]))
@@ -63,15 +64,14 @@ async def _floods(folder: Path, size: Size) -> list[Figure]:
     return figures
 
 
-async def flood(orders: Orders, port: int, name: str) -> tuple[int, int]:
-    """Signs in, then sends one kind of message as fast as the server takes it; returns bytes and connections."""
+async def flood(orders: Orders, port: int, name: str) -> int:
+    """Signs in, then sends one kind of message as fast as the server takes it; returns how many bytes."""
     frame = FLOODS[name]()
     piece = frame * max(1, _PIECE_BYTES // len(frame))
-    sent_bytes = connections = 0
+    sent_bytes = 0
     orders.ready()
     while not orders.over.is_set():
         transport = await _let_in(port, signs_in=name != BEFORE_HELLO)
-        connections += 1
         if name == "empty fragments":
             transport.write(b"\x01\x80\0\0\0\0")
         taking = Taking()
@@ -82,7 +82,7 @@ async def flood(orders: Orders, port: int, name: str) -> tuple[int, int]:
             await taking.room(orders.over)
         if not transport.is_closing():
             transport.abort()
-    return sent_bytes, connections
+    return sent_bytes
 
 
 async def _let_in(port: int, *, signs_in: bool) -> asyncio.Transport:
@@ -144,25 +144,9 @@ async def guess(orders: Orders, port: int) -> int:
 async def _guess(orders: Orders, port: int) -> int:
     count, hello = 0, encode(m.Hello(auth="llmws_0123456789ab_" + "x" * 43))
     while not orders.over.is_set():
-        wire = await connect(port, lambda _: None)
-        wire.transport.set_protocol(refusal := Refusal())
-        wire.send(hello)
-        async with asyncio.timeout(TIMEOUT_S):
-            await refusal.came.wait()
-        wire.transport.abort()
+        guest = await Guest.come(port, HOST)
+        guest.wire.send(hello)
+        await guest.hears("error")
+        guest.wire.transport.abort()
         count += 1
     return count
-
-
-class Refusal(asyncio.Protocol):
-    """Waits for the server to have said that it lets nobody in."""
-
-    def __init__(self) -> None:
-        self.came = asyncio.Event()
-        self.said = b""
-
-    def data_received(self, data: bytes) -> None:
-        """Looks for the error."""
-        self.said += data
-        if b'{"type":"error"' in self.said:
-            self.came.set()

@@ -1,4 +1,8 @@
-"""What is lost, doubled or wrong in what a user has seen. Pure; knows neither sockets nor files."""
+"""What is lost, doubled or wrong in what a user has seen. Pure; knows neither sockets nor files.
+
+Looks at a whole journal when everything is over, for users who are cut off or killed at any moment themselves. Where
+only the server is killed, `tally` counts what each message that comes says.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Kills of a server, by kind: how many a profile makes of each, and what all clients together have heard after them.
 
 Counts by a rule of its own, beside the model clients that fail at the first event out of place, so that a run that
-failed still says how much was lost.
+failed still says how much was lost. It is for users in the test's own process; what users in processes that are killed
+have seen is in journals, and `judge` judges it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ SHARES: Final = {
 }
 """Of 300 kills. A real model takes seconds to come back, a script half of one."""
 
+FIGURES: Final = ("events received", "events acknowledged", "answers cut", "drafts seen", "lost", "duplicated", "wrong")
+"""In the order in which they are printed."""
+
 
 class Tally:
     """What a run has done, and what came of it.
@@ -48,8 +52,8 @@ class Tally:
         if not self.kills:
             return []
         kinds = [f"{count:6} {kind}" for kind, count in self.kills.items()]
-        figures = ["events received", "events acknowledged", "answers cut", "lost", "duplicated", "wrong"]
-        return [f"{self.kills.total()} kills", *kinds, ", ".join(f"{self.heard[name]} {name}" for name in figures)]
+        figures = ", ".join(f"{self.heard[name]} {name}" for name in FIGURES)
+        return [f"{self.kills.total()} kills", *kinds, figures]
 
 
 class Audit:

@@ -63,10 +63,6 @@ class SimulatedNetwork:
         self._whole = asyncio.Event()
         self._whole.set()
 
-    @property
-    def is_parted(self) -> bool:
-        return not self._whole.is_set()
-
     def listen(self, factory: Callable[[], asyncio.Protocol], listener: Listener) -> SimulatedServer:
         server = self.servers[listener.port] = SimulatedServer(self, listener.port, factory)
         return server

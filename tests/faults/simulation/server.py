@@ -141,6 +141,16 @@ class Entropy:
         return self._rng.getrandbits(53)
 
 
+class Connections(dict[Any, None]):
+    """In place of the set that uvicorn keeps them in: they have an order, and it is not that of their addresses."""
+
+    def add(self, connection: Any) -> None:
+        self[connection] = None
+
+    def discard(self, connection: Any) -> None:
+        self.pop(connection, None)
+
+
 class ServerProcess:
     """A server from start to end. `save_uptime` is its only memory outside the store."""
 
@@ -180,6 +190,7 @@ class ServerProcess:
             limits=LimitsSection(),
             clock=clock.monotonic,
         )
+        self.server._uvicorn.server_state.connections = Connections()  # type: ignore[assignment]
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
