@@ -66,7 +66,8 @@ _log = logging.getLogger(__name__)
 class ReadyObject(msgspec.Struct, frozen=True):
     """What a client on this machine needs to find the server, and to know it by its certificate.
 
-    `token_file` is None where no token is needed, `tls_cert` where the server does not speak TLS.
+    `token_file` is None where no token is needed, and where the first admin's was revoked: then a client must be given
+    one. `tls_cert` is None where the server does not speak TLS.
     """
 
     url: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import ipaddress
 import logging
 import os
 import re
@@ -25,6 +26,17 @@ _log = logging.getLogger(__name__)
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 _DEVICE: Final = r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z"
+_AUTHORITY: Final = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?\Z"
+_HOST: Final = f"^{_AUTHORITY}"
+_ORIGIN: Final = f"^[A-Za-z][A-Za-z0-9+.-]*://{_AUTHORITY}"
+_IN_WORDS: Final = {
+    f"expected `str` matching regex {pattern!r}": f"expected {words}"
+    for pattern, words in (
+        (_DEVICE, "auto, cpu, cuda or cuda:N"),
+        (_HOST, "a name with or without a port, as box.example or [fd00::7]:8765"),
+        (_ORIGIN, "an origin, which has a scheme and no path, as https://box.example"),
+    )
+}
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,8 +53,8 @@ class ServerSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
     port: Port = 8765
-    hosts: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
+    hosts: tuple[Annotated[str, Meta(pattern=_HOST)], ...] = ()
+    origins: tuple[Annotated[str, Meta(pattern=_ORIGIN)], ...] = ()
     heartbeat_s: Annotated[float, Meta(ge=1, le=3600)] = 20.0
     hello_timeout_s: Annotated[float, Meta(ge=0.1, le=60)] = 10.0
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 5.0
@@ -51,6 +63,13 @@ class ServerSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     behind_proxy: bool = False
     proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     insecure_lan: bool = False
+
+    def __post_init__(self) -> None:
+        for proxy in self.proxies:
+            try:
+                ipaddress.ip_address(proxy)
+            except ValueError:
+                raise ValueError(f"proxies lists {proxy!r}, which is no IP address") from None
 
 
 class ModelSection(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -270,8 +289,8 @@ def _readable(text: str) -> str:
     reason = reason[:1].lower() + reason[1:]
     if unknown := re.fullmatch("object contains unknown field `(.*)`", reason, re.DOTALL):
         reason += _nearest(unknown[1], get_type_hints(get_type_hints(Config)[path] if path else Config))
-    elif reason == f"expected `str` matching regex {_DEVICE!r}":
-        reason = "expected auto, cpu, cuda or cuda:N"
+    elif reason in _IN_WORDS:
+        reason = _IN_WORDS[reason]
     elif allowed := _choices(path):
         reason += f"; it is one of {', '.join(allowed)}"
     return f"{path}: {reason}" if path else reason

@@ -154,7 +154,8 @@ class Guard:
         if foreign is not None:
             code = "bad_request" if foreign.status == 400 else "forbidden"
             return error_response(foreign.status, code, foreign.message)
-        path, method = scope["path"], "GET" if scope["method"] == "HEAD" else scope["method"]
+        # As it was sent: a path has one spelling, not one for each way to escape it.
+        path, method = scope["raw_path"].decode("latin-1"), "GET" if scope["method"] == "HEAD" else scope["method"]
         methods = self._routes.get(path)
         if methods is None:
             return error_response(404, "not_found", "no such path")

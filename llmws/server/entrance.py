@@ -12,6 +12,7 @@ from typing import Protocol
 from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.protocol import CloseCode
+from llmws.server.addresses import canonical
 from llmws.server.auth import Authenticator, credential
 from llmws.server.codes import Codes
 from llmws.server.head import Caller, Head, caller_of
@@ -57,7 +58,8 @@ class Entrance:
         self.limits = limits
         self.clock = clock
         self.draining = False
-        self._proxies = frozenset(server.proxies if server.behind_proxy else ())
+        proxies = server.proxies if server.behind_proxy else ()
+        self._proxies = frozenset(address for each in proxies if (address := canonical(each)))
         self._policy = HostPolicy(bind_host=server.host, port=port, hosts=server.hosts, origins=server.origins)
         self._admission: Admission[asyncio.BaseTransport] = Admission(
             max_connections=limits.max_connections, max_unauthenticated=limits.max_unauthenticated
@@ -127,6 +129,6 @@ class Entrance:
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str:
-    """The IP address at the other end; empty if the connection was gone before it could be asked."""
+    """The canonical IP address at the other end; empty if the connection was gone before it could be asked."""
     peer = transport.get_extra_info("peername")
-    return str(peer[0]) if peer else ""
+    return canonical(peer[0]) or str(peer[0]) if peer else ""

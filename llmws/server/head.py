@@ -5,12 +5,12 @@ Pure. Invariant: what a proxy says of a client is believed of a listed proxy onl
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from typing import Self
 
 import msgspec
 
+from llmws.server.addresses import canonical
 from llmws.server.hosts import is_loopback
 
 
@@ -44,7 +44,10 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Where a request comes from: the client's address, whether it speaks TLS to whoever it speaks to, and to whom."""
+    """Where a request comes from: the client's address, whether it speaks TLS to whoever it speaks to, and to whom.
+
+    The address is in its `canonical` spelling, if it is one.
+    """
 
     address: str
     is_secure: bool
@@ -55,23 +58,23 @@ def caller_of(head: Head, *, peer: str, is_secure: bool, proxies: frozenset[str]
     """Who sent a request.
 
     Each proxy appends the address that it was called from, so the client's is the last that is no proxy's; what stands
-    before it, the client may have written itself. Loopback is always a client's: a program on the proxy's machine would
-    otherwise be whoever it says.
+    before it, the client may have written itself. A loopback address that a proxy names is always a client's: a program
+    that goes through the proxy on its own machine would otherwise be whoever it says. One that comes here directly,
+    from an address that is listed, cannot be told from the proxy: it is whoever it says.
 
     Args:
         head: of the request.
         peer: the address at the other end of the connection.
         is_secure: whether the connection itself is TLS.
-        proxies: the addresses that are believed; none where the server is not behind a proxy.
+        proxies: the addresses that are believed, in their canonical spelling; none where the server is not behind a
+            proxy.
     """
+    peer = canonical(peer) or peer
     if peer not in proxies:
         return Caller(peer, is_secure)
     passed_on = proxies - {each for each in proxies if is_loopback(each)}
-    address = next((each for each in reversed(head.forwarded_for) if each not in passed_on), peer)
-    try:
-        ipaddress.ip_address(address)
-    except ValueError:
-        address = peer
+    forwarded_for = [canonical(each) for each in head.forwarded_for]
+    address = next((each for each in reversed(forwarded_for) if each not in passed_on), None) or peer
     return Caller(address, is_secure or list(head.forwarded_proto[-1:]) == ["https"], is_by_proxy=True)
 
 

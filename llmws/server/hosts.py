@@ -14,6 +14,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from llmws.server.addresses import canonical
+
 _AUTHORITY: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -68,7 +70,7 @@ class HostPolicy(msgspec.Struct, frozen=True, kw_only=True):
         origin = origins[0].lower() if len(origins) == 1 else ""
         if origin == "null":
             return None if trust_null else Refusal(403, "origin null needs a valid token in the request itself")
-        if origin == f"{scheme}://{host}" or origin in {listed.lower() for listed in self.origins}:
+        if _as_origin(origin) in {_as_origin(own) for own in (f"{scheme}://{host}", *self.origins)}:
             return None
         return Refusal(403, "this Origin is not allowed; list it in server.origins")
 
@@ -92,11 +94,18 @@ def is_loopback(host: str) -> bool:
 def _is_loopback(name: str) -> bool:
     if name == "localhost":
         return True
-    try:
-        ip = ipaddress.ip_address(name[1:-1]) if name.startswith("[") else ipaddress.IPv4Address(name)
-    except ValueError:
+    address = canonical(name)
+    if address is None:
         return False
+    ip = ipaddress.ip_address(address)
     return ip.is_loopback
+
+
+def _as_origin(text: str) -> str:
+    """An origin in lower case, without the port that goes without saying. Source: RFC 6454, section 6.2."""
+    text = text.lower()
+    default_port = _DEFAULT_PORTS.get(text.partition("://")[0])
+    return text.removesuffix(f":{default_port}")
 
 
 def _as_authority(bind_host: str) -> str | None:

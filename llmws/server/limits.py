@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
+from llmws.server.addresses import canonical
+
 K = TypeVar("K", bound=Hashable)
 
 FAILURES_PER_MINUTE: Final = 10
@@ -121,12 +123,8 @@ class Admission(Generic[K]):
 
 def network_of(address: str) -> str:
     """What limits count as one: an IPv4 address, or the /64 that one IPv6 host owns."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
+    text = canonical(address)
+    if text is None:
         return address
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return str(ipaddress.ip_network((ip, 64), strict=False))
+    ip = ipaddress.ip_address(text)
+    return text if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))

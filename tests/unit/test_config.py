@@ -80,6 +80,18 @@ def test_what_is_written_is_read_back(path: Path) -> None:
         ({"server": {"zzz": 1}}, "server: object contains unknown field `zzz`"),
         ({"server": None}, "server: expected `object`, got `null`"),
         ({"server": {"hosts": ["ok", 5]}}, "server.hosts[1]: expected `str`, got `int`"),
+        (
+            {"server": {"hosts": ["fd00::7"]}},
+            "server.hosts[0]: expected a name with or without a port, as box.example or [fd00::7]:8765",
+        ),
+        *(
+            (
+                {"server": {"origins": ["app://x", origin]}},
+                "server.origins[1]: expected an origin, which has a scheme and no path, as https://box.example",
+            )
+            for origin in ("box.example", "https://box.example/", "null", "*")
+        ),
+        ({"server": {"proxies": ["::1", "10.0.0.0/8"]}}, "server: proxies lists '10.0.0.0/8', which is no IP address"),
         ({"optimization": {"device": "cuda:"}}, "optimization.device: expected auto, cpu, cuda or cuda:N"),
         (
             {"optimization": {"tier": "fast"}},

@@ -95,6 +95,13 @@ MUTANTS = [
         _ASGI,
     ),
     Mutant(
+        "a path has as many spellings as there are ways to escape it",
+        "llmws/server/asgi.py",
+        'scope["raw_path"].decode("latin-1"), "GET"',
+        'scope["path"], "GET"',
+        "tests/security/test_requests.py -k one_spelling",
+    ),
+    Mutant(
         "HTTP judges no Host and no Origin",
         "llmws/server/asgi.py",
         "        if foreign is not None:",
@@ -118,8 +125,15 @@ MUTANTS = [
     Mutant(
         "any Origin is the server's",
         "llmws/server/hosts.py",
-        '        if origin == f"{scheme}://{host}" or origin',
-        "        if origin.startswith(scheme) or origin",
+        "        if _as_origin(origin) in {",
+        "        if origin.startswith(scheme) or _as_origin(origin) in {",
+        "tests/unit/server/test_hosts.py",
+    ),
+    Mutant(
+        "an origin that names its scheme's own port is another one",
+        "llmws/server/hosts.py",
+        '    return text.removesuffix(f":{default_port}")\n',
+        "    return text\n",
         "tests/unit/server/test_hosts.py",
     ),
     Mutant(
@@ -216,8 +230,15 @@ MUTANTS = [
     Mutant(
         "the first forwarded address is believed",
         "llmws/server/head.py",
-        "for each in reversed(head.forwarded_for)",
-        "for each in head.forwarded_for",
+        "for each in reversed(forwarded_for)",
+        "for each in forwarded_for",
+        "tests/unit/server/test_head.py",
+    ),
+    Mutant(
+        "an address is another one in another spelling",
+        "llmws/server/addresses.py",
+        "        ip = ip.ipv4_mapped\n",
+        "        pass\n",
         "tests/unit/server/test_head.py",
     ),
     Mutant(
@@ -293,8 +314,8 @@ MUTANTS = [
     Mutant(
         "who waited too long for the others changes the tokens beside them",
         "llmws/store/lock.py",
-        '                raise ConfigError(f"{lock}: kept by',
-        '                return\n                raise ConfigError(f"{lock}: kept by',
+        "            if time.monotonic() >= ends_s:\n",
+        "            if time.monotonic() >= ends_s:\n                return\n",
         _LOCK,
     ),
     Mutant(

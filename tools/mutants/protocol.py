@@ -41,7 +41,7 @@ MUTANTS = [
     Mutant("12: any token will do", "llmws/server/door.py",
            "if isinstance(identity, Denied):", "if hello.auth is None:", INVARIANT + "12_a_stranger_hears_a_pong_one_error_and_a_close"),
     Mutant("12: any page may come in", "llmws/server/hosts.py",
-           'if origin == f"{scheme}://{host}" or', "if origin or", INVARIANT + "12_a_foreign_page_hears_an_http_error"),
+           "if _as_origin(origin) in {", "if origin or _as_origin(origin) in {", INVARIANT + "12_a_foreign_page_hears_an_http_error"),
     Mutant("13: records are encoded and not encrypted", "llmws/store/record.py",
            "_base64(self._encrypt(_RECORD_NONCE + number, text, self._place + number))", "_base64(text)", INVARIANT + "13_the_disk_holds_no_word_of_prompt_or_answer"),
     Mutant("14: a line that was lost is passed over", "llmws/store/recovery.py",

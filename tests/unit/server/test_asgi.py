@@ -261,7 +261,7 @@ async def test_two_lengths_of_one_request_are_refused() -> None:
     assert (await get(create_app(new_entrance()), "/healthz", headers=headers))[0] == 400
 
 
-PROXIED = ServerSection(behind_proxy=True, proxies=("192.0.2.1",), hosts=("llm.example.org",))
+PROXIED = ServerSection(behind_proxy=True, proxies=("192.0.2.1", "::ffff:192.0.2.3"), hosts=("llm.example.org",))
 
 
 @pytest.mark.parametrize(
@@ -269,6 +269,8 @@ PROXIED = ServerSection(behind_proxy=True, proxies=("192.0.2.1",), hosts=("llm.e
     [
         ("192.0.2.1", {}, 200),
         ("192.0.2.1", {"origin": "https://llm.example.org", "x-forwarded-proto": "https"}, 200),
+        ("::ffff:192.0.2.1", {"origin": "https://llm.example.org", "x-forwarded-proto": "https"}, 200),
+        ("192.0.2.3", {"origin": "https://llm.example.org", "x-forwarded-proto": "https"}, 200),
         ("192.0.2.1", {"origin": "https://llm.example.org"}, 403),
         ("192.0.2.1", {"origin": "http://llm.example.org", "x-forwarded-proto": "https"}, 403),
         ("192.0.2.2", {"x-forwarded-for": "192.0.2.1"}, 403),

@@ -79,6 +79,15 @@ def test_on_port_80_the_host_needs_no_port() -> None:
     assert status(hosts=["localhost"], origins=["http://localhost"], policy=policy) is None
 
 
+def test_an_origin_is_the_same_with_and_without_the_port_that_goes_without_saying() -> None:
+    for host in ("llm.example.org", "llm.example.org:443"):
+        for origin in ("https://llm.example.org", "https://llm.example.org:443"):
+            assert LAN.refusal(hosts=[host], origins=[origin], trust_null=False, scheme="https") is None
+    policy = HostPolicy(bind_host="127.0.0.1", port=8765, origins=("https://llm.example.org:443",))
+    assert status(hosts=["localhost:8765"], origins=["https://llm.example.org"], policy=policy) is None
+    assert status(hosts=["localhost:8765"], origins=["http://llm.example.org:443"], policy=policy) == 403
+
+
 def test_no_host_and_two_hosts_are_refused() -> None:
     assert status(hosts=[], origins=[]) == 421
     assert status(hosts=["localhost:8765", "localhost:8765"], origins=[]) == 421
@@ -97,6 +106,9 @@ def test_no_host_and_two_hosts_are_refused() -> None:
         ("http://localhost:3000", 403),
         ("http://localhost:8765/", 403),
         ("http://localhost:8765.evil.example", 403),
+        ("https://llm.example.org:443", None),
+        ("https://llm.example.org:443:443", 403),
+        ("https://llm.example.org:80", 403),
         ("http://evil.example", 403),
         ("http://llm.example.org", 403),
         ("https://llm.example.org:8443", 403),
@@ -126,6 +138,8 @@ def test_a_foreign_host_is_refused_whatever_the_origin() -> None:
         ("127.8.0.1", True),
         ("localhost", True),
         ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:192.168.1.5", False),
         ("0.0.0.0", False),
         ("::", False),
         ("192.168.1.5", False),
