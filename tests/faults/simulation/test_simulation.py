@@ -23,7 +23,7 @@ FIGURES = (
     "requests", "events", "connections", "resumes", "resets", "cuts", "kills", "stops", "disk faults", "clock jumps",
     "key rotations", "lost", "duplicated", "wrong",
 )  # fmt: skip
-REPEATED = (3, 15, 21, 28)
+REPEATED = (3, 15, 27)
 FEW = 100
 """Of more histories than this all are run, whatever is found."""
 
