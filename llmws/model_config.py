@@ -1,17 +1,19 @@
 """What a model's `config.json` may say: the one rule that scans, estimates and loads go by.
 
-Knows neither transformers nor torch. Invariant: a configuration that passes makes transformers run no code but its own,
-read no file but those that are checked, reach for no other repository, and build nothing without end.
+Knows neither transformers nor torch. Invariant: a configuration that passes names no code, no file and no repository to
+transformers, takes the place of nothing in its classes, and holds no list, text or number beyond a bound.
 
 The keys of configurations are an open set: every family has its own, and new ones come each month. So the rule is not
 over all keys, but over those that transformers acts on whatever the family is:
 
 - keys that begin with `_`, the inside of its objects: only those of a list, with plain values;
+- keys of its classes, of which one gives other keys new names: none;
 - keys that name code, files or repositories: none, but for the names of attention that comes with it;
-- counts of what is built piece by piece: up to a bound;
-- the values: JSON as Python reads it, every key once. A value is never called, so that is data.
+- counts that configurations make lists of: up to a bound;
+- the values: JSON as Python reads it, every key once, each of a bounded size. A value is never called, so that is data.
 
-Whether transformers knows the model type is left to the engine, which has it loaded anyway: the list of types cannot be
+What a network of these numbers is built of is bounded where it is built: see `llmws.engine.building`. Whether
+transformers knows the model type is left to the engine too, which has it loaded anyway: the list of types cannot be
 imported without torch, which is four seconds for somebody who only wants a list of folders.
 
 Source: the keys by which a configuration ran code in spite of `trust_remote_code=False` (transformers CVE-2026-4372 and
@@ -33,17 +35,53 @@ CONFIG: Final = "config.json"
 _ADAPTER: Final = "adapter_config.json"
 
 MAX_PARTS: Final = 4096
-"""Layers, experts or labels. A network is built layer by layer even to count its weights, and each label is a text."""
+"""Layers or labels, of each of which configurations make a text; entries of a list; characters of a text."""
+
+MAX_NUMBER: Final = 2**24
+"""Of a whole number. Some classes make tensors of that many numbers even where weights are only counted. The largest in
+use are pixels and positions, at or below this."""
 
 _MODEL_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BUILT_IN_IMPLEMENTATION: Final = re.compile(r"[a-z0-9_]{1,64}")
-_COUNT: Final = re.compile(r"_?num_(.*_)?labels|(.*_)?(layers?|blocks?|depth|experts)")
+_COUNT: Final = re.compile(r"_?num_(.*_)?labels|(.*_)?(layers?|blocks?|depth)")
+_UNBOUNDED: Final = re.compile(r".*(theta|base).*|tokenizer_.*")
+"""Numbers that nothing is made of: bases of rotations, and what a tokenizer said of itself."""
+
 _CODE: Final = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code"})
+_WITHOUT_MAP: Final = (
+    "; if transformers knows the model type itself, remove the key auto_map from config.json: its files are then read "
+    "as any other's"
+)
+CLASS_KEYS: Final = frozenset(
+    {
+        "attribute_map",
+        "base_config_key",
+        "base_model_ep_plan",
+        "base_model_fsdp_plan",
+        "base_model_pp_plan",
+        "base_model_tp_plan",
+        "default_rope_type",
+        "default_theta",
+        "extra_config_files",
+        "extra_files",
+        "ignore_keys_at_rope_validation",
+        "is_heterogeneous",
+        "keys_to_ignore_at_inference",
+        "nested_rope_parameter_keys",
+        "per_layer_attributes",
+        "sub_configs",
+        "sub_configs_defaults",
+        "use_return_dict",
+    }
+)
+"""Belong to the classes of configurations. A file that sets them changes what its other keys mean: by `attribute_map`
+any key stands for any other."""
+
 _FILES: Final = frozenset({"configuration_files", "transformers_weights"})
 _MACHINERY: Final = frozenset({"distributed_config", "fusion_config"})
 """Change how transformers builds any model, in this process and for all others too."""
 
-_IMPLEMENTATIONS: Final = frozenset({"attn_implementation", "experts_implementation"})
+_IMPLEMENTATIONS: Final = frozenset({"_attn_implementation", "attn_implementation", "experts_implementation"})
 _NUMBER: Final = "__float__"
 """How transformers writes a number that JSON has not."""
 
@@ -52,6 +90,7 @@ _NUMBERS: Final = ("Infinity", "-Infinity", "NaN")
 _HARMLESS: Final = frozenset(
     {
         "_attn_implementation_autoset",
+        "_block_types",
         "_commit_hash",
         "_flash_attn_2_enabled",
         "_from_model_config",
@@ -60,6 +99,7 @@ _HARMLESS: Final = frozenset(
         "_pad_token_id",
         "_remove_final_layer_norm",
         "_sliding_window_pattern",
+        "_vocab_size",
     }
 )
 
@@ -82,7 +122,8 @@ def check_config(folder: Path) -> str:
         raise ModelInvalidError(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes")
     try:
         # Not msgspec: this has to read what transformers will read, and old configurations say Infinity.
-        config = json.loads(path.read_bytes().decode(), object_pairs_hook=_part)
+        config = json.loads(path.read_bytes().decode(), object_pairs_hook=_said_once)
+        _check("", config)
     except (ValueError, RecursionError):
         raise ModelInvalidError(f"{CONFIG} is not valid JSON") from None
     if not isinstance(config, dict):
@@ -95,22 +136,38 @@ def check_config(folder: Path) -> str:
     return model_type
 
 
-def _part(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of the configuration, at any depth: nested parts become configurations themselves."""
+def _said_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     part = dict(pairs)
     if len(part) < len(pairs):
         raise ModelInvalidError(f"{CONFIG} says something twice")
-    if list(part) == [_NUMBER] and part[_NUMBER] in _NUMBERS:
-        return part
-    for key, value in pairs:
-        _check_names(key, value)
-        _check_amounts(key, value)
     return part
+
+
+def _check(key: str, value: object) -> None:
+    """Checks what stands at a key, and then what is in it: nested parts become configurations themselves."""
+    shown = printable(key[:64])
+    if isinstance(value, dict):
+        if list(value) == [_NUMBER] and value[_NUMBER] in _NUMBERS:
+            return
+        for name, each in value.items():
+            _check_names(name, each)
+            _check_amounts(name, each)
+        for name, each in value.items():
+            _check(name, each)
+    elif isinstance(value, list | str) and len(value) > MAX_PARTS:
+        raise ModelInvalidError(f"{CONFIG} has a list or a text of more than {MAX_PARTS} ({shown})")
+    elif isinstance(value, list):
+        for each in value:
+            _check(key, each)
+    elif isinstance(value, int) and abs(value) > MAX_NUMBER and not _UNBOUNDED.fullmatch(key):
+        raise ModelInvalidError(f"{CONFIG} has a number beyond {MAX_NUMBER} ({shown})")
 
 
 def _check_names(key: str, value: object) -> None:
     if key in _CODE:
-        raise ModelInvalidError(f"{CONFIG} asks for custom code ({key})")
+        raise ModelInvalidError(f"{CONFIG} asks for custom code ({key}){_WITHOUT_MAP if key == 'auto_map' else ''}")
+    if key in CLASS_KEYS:
+        raise ModelInvalidError(f"{CONFIG} changes what its keys mean ({key})")
     if key in _FILES:
         raise ModelInvalidError(f"{CONFIG} names other files to read ({key})")
     if key in _MACHINERY and value:
@@ -120,13 +177,20 @@ def _check_names(key: str, value: object) -> None:
     if key in _IMPLEMENTATIONS:
         if value is not None and not (isinstance(value, str) and _BUILT_IN_IMPLEMENTATION.fullmatch(value)):
             raise ModelInvalidError(f"{CONFIG} asks for custom code ({key})")
-    elif key.startswith("_") and (key not in _HARMLESS or isinstance(value, (dict, list))):
+    elif key.startswith("_") and not (key in _HARMLESS and _is_plain(value)):
         raise ModelInvalidError(f"{CONFIG} has the private key '{printable(key[:64])}'")
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(each, str) for each in value)
+    return not isinstance(value, dict)
 
 
 def _check_amounts(key: str, value: object) -> None:
     if key == "quantization_config" and value is not None:
-        method = value.get("quant_method") if isinstance(value, dict) else None
+        said = value if isinstance(value, dict) else {}
+        method = said.get("quant_method") or said.get("quant_algo")
         shown = printable(method[:64]) if isinstance(method, str) else "by an unnamed method"
         raise ModelInvalidError(f"its weights are quantised ({shown}), which this version does not read")
     if isinstance(value, int | float) and value > MAX_PARTS and _COUNT.fullmatch(key):

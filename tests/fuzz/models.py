@@ -23,7 +23,7 @@ from tests.fuzz.target import PART, Target, check_refusal, scratch
 MAX_PIXELS: Final = 2**16
 FRAME_BYTES: Final = 1024
 _MIMES: Final = ("image/png", "image/jpeg", "image/webp", "image/gif")
-_RUNS_CODE: Final = {"auto_map", "custom_pipelines", "custom_generate", "trust_remote_code"}
+_RUNS_CODE: Final = {"attribute_map", "auto_map", "custom_pipelines", "custom_generate", "trust_remote_code"}
 _LISTED: Final = tuple(
     ModelRef(name=name, path=f"models/{name}", location=f"/m/{name}", size_bytes=1, source="models")
     for name in ("llmws-guide", "tiny-1.5B")

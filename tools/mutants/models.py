@@ -15,24 +15,29 @@ MUTANTS = [
     Mutant(
         "a private key may hold a part of a configuration",
         CONFIG,
-        "key not in _HARMLESS or isinstance(value, (dict, list))",
+        "not (key in _HARMLESS and _is_plain(value))",
         "key not in _HARMLESS",
         CONFIG_TESTS,
     ),
     Mutant(
         "only the outermost keys of a configuration are checked",
         CONFIG,
-        "    for key, value in pairs:\n",
-        '    for key, value in pairs if "model_type" in part else ():\n',
+        "        for name, each in value.items():\n            _check(name, each)\n",
+        "",
         CONFIG_TESTS,
     ),
     Mutant("a configuration may say something twice", CONFIG, "if len(part) < len(pairs):", "if False:", CONFIG_TESTS),
     Mutant(
         "a number that JSON has not hides the keys beside it",
         CONFIG,
-        "if list(part) == [_NUMBER] and",
-        "if _NUMBER in part and",
+        "if list(value) == [_NUMBER] and",
+        "if _NUMBER in value and",
         CONFIG_TESTS,
+    ),
+    Mutant("keys may be renamed", CONFIG, "if key in CLASS_KEYS:", "if False:", CONFIG_TESTS),
+    Mutant("a number may be of any size", CONFIG, "abs(value) > MAX_NUMBER and", "False and", CONFIG_TESTS),
+    Mutant(
+        "a list may be of any length", CONFIG, "and len(value) > MAX_PARTS:", "and len(value) > 10**9:", CONFIG_TESTS
     ),
     Mutant("parts without end are built", CONFIG, "value > MAX_PARTS and", "value > 10**30 and", CONFIG_TESTS),
     Mutant(

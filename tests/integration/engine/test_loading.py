@@ -94,7 +94,10 @@ DAMAGES = {
     "remote code": (
         lambda f: edit_config(f, model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Evil"}),
         ErrorCode.MODEL_FAILED,
-        "config.json asks for custom code (auto_map)",
+        (
+            "config.json asks for custom code (auto_map); if transformers knows the model type itself, remove the key "
+            "auto_map from config.json: its files are then read as any other's"
+        ),
     ),
     "no language model": (
         lambda f: edit_config(f, model_type="vit"),

@@ -26,6 +26,7 @@ from tests.security.poisoned.spoils import (
 )
 
 CODE = "config.json asks for custom code"
+MEANING = "config.json changes what its keys mean (attribute_map)"
 PRIVATE = "config.json has the private key"
 SENSELESS = "model.safetensors has a header that makes no sense"
 NO_SAFETENSORS = "model.safetensors is not a safetensors file"
@@ -124,6 +125,18 @@ POISONS: dict[str, Poison] = {
     ),
     "public-kernel": Poison(
         "the attention is a repository with a compiled kernel", config(attn_implementation="evil/kernel"), CODE, CODE
+    ),
+    "renamed-kernel": Poison(
+        "`attribute_map` gives the private name of the attention another one, which no rule knows",
+        config(attribute_map={"x": "_attn_implementation_internal"}, x="evil/kernel"),
+        MEANING,
+        MEANING,
+    ),
+    "renamed-layers": Poison(
+        "`attribute_map` gives the number of layers another name, in a nested part",
+        config(text_config={"attribute_map": {"x": "num_hidden_layers"}, "x": 10**9}),
+        MEANING,
+        MEANING,
     ),
     "experts-kernel": Poison(
         "the experts' code is a repository with a compiled kernel",
@@ -318,7 +331,18 @@ POISONS: dict[str, Poison] = {
         "config.json asks for more than 4096 parts",
         "config.json asks for more than 4096 parts",
     ),
-    "vocabulary": Poison("a vocabulary of a trillion words", config(vocab_size=10**12), None, "the weights take "),
+    "vocabulary": Poison(
+        "a vocabulary of a trillion words",
+        config(vocab_size=10**12),
+        "config.json has a number beyond 16777216",
+        "config.json has a number beyond 16777216",
+    ),
+    "pattern": Poison(
+        "a text of which every letter is a layer",
+        config(hybrid_override_pattern="-" * 20_000),
+        "config.json has a list or a text of more than 4096",
+        "config.json has a list or a text of more than 4096",
+    ),
     "deep-configuration": Poison(
         "a configuration of nested brackets",
         text("config.json", nested(100_000)),

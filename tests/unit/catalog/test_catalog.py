@@ -19,6 +19,10 @@ from llmws.errors import BadRequestError, ModelNotFoundError, StorageError
 from tests.support.hostile_names import HOSTILE
 
 WEIGHTS = (2).to_bytes(8, "little") + b"{}"
+AUTO_MAP = (
+    "config.json asks for custom code (auto_map); if transformers knows the model type itself, remove the key auto_map "
+    "from config.json: its files are then read as any other's"
+)
 CONFIG: dict[str, Any] = {"model_type": "llama", "_name_or_path": "x/y", "_attn_implementation_autoset": True}
 
 
@@ -167,11 +171,11 @@ def test_a_broken_folder_is_not_offered(home: Home, files: dict[str, bytes | Non
 @pytest.mark.parametrize(
     ("extra", "reason"),
     [
-        ({"auto_map": {"AutoConfig": "configuration.Evil"}}, "config.json asks for custom code (auto_map)"),
-        ({"auto_map": None}, "config.json asks for custom code (auto_map)"),
+        ({"auto_map": {"AutoConfig": "configuration.Evil"}}, AUTO_MAP),
+        ({"auto_map": None}, AUTO_MAP),
         ({"trust_remote_code": True}, "config.json asks for custom code (trust_remote_code)"),
         ({"custom_pipelines": {}}, "config.json asks for custom code (custom_pipelines)"),
-        ({"text_config": {"auto_map": {}}}, "config.json asks for custom code (auto_map)"),
+        ({"text_config": {"auto_map": {}}}, AUTO_MAP),
         ({"layers": [[{"custom_generate": "x/y"}]]}, "config.json asks for custom code (custom_generate)"),
         ({"configuration_files": []}, "config.json names other files to read (configuration_files)"),
         (
@@ -189,7 +193,11 @@ def test_a_broken_folder_is_not_offered(home: Home, files: dict[str, bytes | Non
         ({"attn_implementation": "evil/kernel"}, "config.json asks for custom code (attn_implementation)"),
         ({"attn_implementation": {"": "evil/kernel"}}, "config.json asks for custom code (attn_implementation)"),
         ({"experts_implementation": "evil/kernel"}, "config.json asks for custom code (experts_implementation)"),
-        ({"_attn_implementation": "sdpa"}, "config.json has the private key '_attn_implementation'"),
+        ({"_attn_implementation": "evil/kernel"}, "config.json asks for custom code (_attn_implementation)"),
+        (
+            {"attribute_map": {"x": "_attn_implementation_internal"}},
+            "config.json changes what its keys mean (attribute_map)",
+        ),
         (
             {"_attn_implementation_internal": "evil/kernel"},
             "config.json has the private key '_attn_implementation_internal'",
