@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal, get_args, get_origin, get_type_hin
 import msgspec
 from msgspec import Meta
 
-from llmws.errors import ConfigError
+from llmws.errors import ConfigError, printable
 from llmws.protocol.messages import MAX_SAFE_INT, Sampling
 
 _log = logging.getLogger(__name__)
@@ -265,7 +265,7 @@ def _with_environment(config: Config, environ: Mapping[str, str]) -> Config:
         elif variable.startswith(sections):
             raise ConfigError(f"environment variable {variable}: there is no such setting{_nearest(variable, names)}")
         elif variable.startswith("LLMWS_"):  # another program's, perhaps
-            _log.warning("environment variable %s is no setting%s", variable, _nearest(variable, names))
+            _log.warning("environment variable %s is no setting%s", printable(variable), _nearest(variable, names))
     return config
 
 

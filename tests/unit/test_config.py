@@ -230,3 +230,8 @@ def test_a_variable_of_no_section_is_told_in_the_log(path: Path, caplog: pytest.
         "environment variable LLMWS_GENERATION_TOP_P is no setting; did you mean LLMWS_GENERATION_DEFAULTS_TOP_P?",
         "environment variable LLMWS_TOKEN is no setting",
     ]
+
+
+def test_a_variable_is_logged_in_printable_text(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(path, {}, **{"LLMWS_\x1b[31m\udcc2": "x"})
+    assert caplog.messages == ["environment variable LLMWS_\\x1b[31m\\udcc2 is no setting"]
