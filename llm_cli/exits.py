@@ -12,6 +12,7 @@ from llmws.client import (
     GenerationError,
     IntegrityError,
     RequestRejectedError,
+    ServerFaultError,
     SessionLostError,
     UnauthorizedError,
     UnreachableError,
@@ -43,7 +44,7 @@ def status_of(error: ClientError) -> int:
             return UNAUTHORIZED
         case RequestRejectedError(code=ErrorCode.UNAUTHORIZED | ErrorCode.FORBIDDEN):
             return UNAUTHORIZED
-        case GenerationError() | IntegrityError() | SessionLostError() | RequestRejectedError():
+        case GenerationError() | IntegrityError() | SessionLostError() | RequestRejectedError() | ServerFaultError():
             return GENERATION_FAILED
         case _:
             return ERROR

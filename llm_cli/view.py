@@ -11,6 +11,7 @@ import msgspec
 
 from llm_cli.render import clean_line
 from llmws.client import Connected, Disconnected, Done, Queue
+from llmws.protocol import ErrorCode
 from llmws.protocol import messages as m
 
 
@@ -23,6 +24,7 @@ class View(m.Value, frozen=True, kw_only=True):
         memory: the device and its free memory, as a word or two.
         tokens_per_s: of the last answer.
         is_observer: another client has the session; it is only watched here.
+        is_refused: the server ended the last connection over a fault of its own before anything came.
     """
 
     connection: Literal["connecting", "online", "offline", "closed"] = "connecting"
@@ -33,6 +35,7 @@ class View(m.Value, frozen=True, kw_only=True):
     memory: str = ""
     tokens_per_s: float | None = None
     is_observer: bool = False
+    is_refused: bool = False
 
 
 def reduce(view: View, message: object) -> View:
@@ -53,7 +56,11 @@ def reduce(view: View, message: object) -> View:
         case Disconnected():
             connection: Literal["offline", "closed"] = "closed" if message.retry_in_s is None else "offline"
             return replace(
-                view, connection=connection, reason=clean_line(message.reason), retry_in_s=message.retry_in_s
+                view,
+                connection=connection,
+                reason=clean_line(message.reason),
+                retry_in_s=message.retry_in_s,
+                is_refused=message.is_refusal,
             )
         case Done():
             return replace(view, tokens_per_s=message.timing.tokens_per_s)
@@ -72,12 +79,16 @@ def notice(view: View, message: object) -> str | None:
             return _greeting(view, welcome) or _change_of_hands(view, is_observer=mode == "observe")
         case Disconnected(retry_in_s=None):
             return None  # whoever waits for something is told, as an error
+        case Disconnected(is_refusal=True) if view.is_refused:
+            return None  # said the first time
         case Disconnected() if view.connection == "connecting":
             return f"not connected ({clean_line(message.reason)}); trying again"
         case Disconnected() if view.connection == "online":
             return f"{clean_line(message.reason)}; connecting again"
         case m.ModelSwitched():
             return f"the model is now {clean_line(message.name)}"
+        case m.Error(code=ErrorCode.STORAGE_FAILED):
+            return None  # the connection ends over it, and its end is told
         case m.Error() | m.Log():
             return clean_line(message.message)
         case _:
@@ -127,12 +138,14 @@ def _connection(view: View) -> str:
 
 def _greeting(view: View, welcome: m.Welcome) -> str | None:
     if welcome.reason == "session_unknown":
+        if view.is_refused:
+            return None  # it was never kept, and nothing of it was shown
         return f"the server no longer has this session; this is a new one: {clean_line(welcome.session_id)}"
     if welcome.reason == "below_floor":
         return "what was missed here is kept in the conversation alone; in the chat, /history shows it"
     if welcome.status == "reset":
         return f"the server cannot tell what was missed ({clean_line(welcome.reason or 'unknown')})"
-    if view.connection == "offline":
+    if view.connection == "offline" and not view.is_refused:
         return "connected" if view.session_id is None else "connected again"
     return None
 

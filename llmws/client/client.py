@@ -53,7 +53,8 @@ class Client(Questions):
             observer until `take_over`.
         name: what the server's lists and logs call this client.
         connect_timeout_s: how long the first connection may take.
-        reconnect_timeout_s: how long a lost connection is tried again.
+        reconnect_timeout_s: how long a lost connection is tried again. In both, one that the server ends over a fault
+            of its own before anything comes, as with a full disk, counts as none; then it is `ServerFaultError`.
         heartbeat_s: how often the connection is tested; one on which no answer comes for as long again is lost.
         listen: called with every `Notice`.
         backoff: the waits between attempts.
@@ -130,7 +131,7 @@ class Client(Questions):
         """Connects and attaches to the session.
 
         Raises:
-            UnreachableError: no server answered within `connect_timeout_s`.
+            UnreachableError, ServerFaultError: no server answered, or could go on, within `connect_timeout_s`.
             UnauthorizedError, ForbiddenError, ProtocolError: it does not let this client in.
         """
         await self._connection.open(first_timeout_s=self._connect_timeout_s, later_timeout_s=self._reconnect_timeout_s)
@@ -139,7 +140,8 @@ class Client(Questions):
         """Leaves the session; running answers go on without this client.
 
         Args:
-            ack: acknowledge what was read to its end. Without it the server keeps that for the next client.
+            ack: acknowledge what arrived and is not being waited for: what was read to its end, and the rest of an
+                answer whose reading was left early. Without it the server keeps that for the next client.
         """
         await self._connection.close(ack=ack)
 

@@ -14,7 +14,14 @@ from typing import Final, Literal
 
 from llmws.client.backoff import Backoff
 from llmws.client.cursor import StoryFaultError
-from llmws.client.errors import ClientError, ClosedError, ProtocolError, TakenOverError, UnreachableError
+from llmws.client.errors import (
+    ClientError,
+    ClosedError,
+    ProtocolError,
+    ServerFaultError,
+    TakenOverError,
+    UnreachableError,
+)
 from llmws.client.link import CLOSE_TIMEOUT_S, Link, LostError
 from llmws.client.session import Session
 from llmws.protocol import CloseCode
@@ -34,10 +41,14 @@ class Connected(m.Value, frozen=True, kw_only=True):
 
 
 class Disconnected(m.Value, frozen=True, kw_only=True):
-    """The connection is lost; the next attempt starts in `retry_in_s` seconds, or never when None."""
+    """The connection is lost; the next attempt starts in `retry_in_s` seconds, or never when None.
+
+    `is_refusal`: the server ended it over a fault of its own, before anything of the session's story came.
+    """
 
     reason: str
     retry_in_s: float | None
+    is_refusal: bool = False
 
 
 class Collectable(m.Value, frozen=True, kw_only=True):
@@ -95,6 +106,7 @@ class Connection:
         self._arrived = asyncio.Event()
         self._outgoing = asyncio.Event()
         self._owner: asyncio.Task[None] | None = None
+        self._is_refused = False
 
     @property
     def is_up(self) -> bool:
@@ -185,50 +197,63 @@ class Connection:
         """Keeps the session attached until that is impossible."""
         reason, faults = "", 0
         loop = asyncio.get_running_loop()
+        lost_s = loop.time()
         try:
             while True:
-                link, welcome = await self._connect(reason, timeout_s)
+                link, welcome = await self._connect(reason, lost_s, timeout_s)
+                self._session.welcomed(welcome)
                 since_s, before = loop.time(), self._session.applied_seq
                 lost = await self._serve(link, welcome)
-                timeout_s, reason = later_timeout_s, str(lost)
+                reason = str(lost)
                 has_progressed = self._session.applied_seq != before
                 faults = 0 if has_progressed or not isinstance(lost, StoryFaultError) else faults + 1
                 if faults == MOST_FAULTS:
                     raise ProtocolError(f"the server keeps breaking the session's story: {reason}")
-                if has_progressed or loop.time() - since_s >= STEADY_S:
+                was_good = has_progressed or loop.time() - since_s >= STEADY_S
+                if was_good:
                     self._backoff.reset()
+                self._is_refused = not was_good and isinstance(lost, LostError) and lost.code == CloseCode.INTERNAL
+                if not self._is_refused:
+                    lost_s, timeout_s = loop.time(), later_timeout_s
         except ClientError as error:
             self._fail(error)
             self._listen(Disconnected(reason=str(error), retry_in_s=None))
         finally:
             self._fail(ClosedError("this client stopped"))
 
-    async def _connect(self, reason: str, timeout_s: float) -> tuple[Link, m.Welcome]:
-        """Attaches, in as many attempts as it takes; `reason` is why there is no connection now, empty at first."""
+    async def _connect(self, reason: str, lost_s: float, timeout_s: float) -> tuple[Link, m.Welcome]:
+        """Attaches, in as many attempts as it takes.
+
+        Args:
+            reason: why there is no connection now; empty at first.
+            lost_s: since when there is none that was of use, in the loop's time.
+            timeout_s: how long after that it is tried.
+        """
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(lost_s + timeout_s):
                 while True:
                     delay_s = self._backoff.next_s()
                     if reason:
-                        self._listen(Disconnected(reason=reason, retry_in_s=delay_s))
+                        self._listen(Disconnected(reason=reason, retry_in_s=delay_s, is_refusal=self._is_refused))
                     await asyncio.sleep(delay_s)
                     hello = self._session.hello(self._token)
                     try:
                         link, welcome = await Link.open(self._url, hello, tls=self._tls, heartbeat_s=self._heartbeat_s)
                     except LostError as lost:
-                        reason = str(lost)
+                        reason, self._is_refused = str(lost), lost.code == CloseCode.INTERNAL
                         continue
                     if hello.mode == self._session.mode:
                         return link, welcome
                     await link.close()  # the caller wanted another kind of attachment meanwhile
         except TimeoutError:
+            if self._is_refused:
+                raise ServerFaultError(reason) from None
             why = f": {reason}" if reason else ""
             raise UnreachableError(f"{self._url} could not be reached within {timeout_s:g} s{why}") from None
 
     async def _serve(self, link: Link, welcome: m.Welcome) -> LostError | StoryFaultError:
         """Serves one connection until it is lost, or given up for one of another kind: an empty reason then."""
-        self._session.welcomed(welcome)
-        mode = self._session.mode
+        mode, said = self._session.mode, ""
         writer = asyncio.create_task(self._write(link))
         try:
             self.welcome, self._link = welcome, link
@@ -242,6 +267,7 @@ class Connection:
                 if not isinstance(message, m.ServerMessage):
                     self._session.receive_unknown(message)
                 elif (rest := self._session.receive(message)) is not None:
+                    said = rest.message if isinstance(rest, m.Error) else said
                     self._on_message(rest)
         except TakenOverError:
             if not self._stays_as_observer or mode == "observe":
@@ -253,6 +279,8 @@ class Connection:
                 return LostError("")
             if lost.code == CloseCode.TOO_BIG:
                 self._session.too_large("the server closed the connection over a message that was too large")
+            if lost.code == CloseCode.INTERNAL and said:
+                return LostError(said, lost.code)  # the close frame has a word only
             return lost
         except StoryFaultError as fault:
             return fault

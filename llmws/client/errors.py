@@ -14,6 +14,10 @@ class UnreachableError(ClientError):
     """No server answered within the time allowed."""
 
 
+class ServerFaultError(ClientError):
+    """The server answers, but ended every connection over a fault of its own, such as a full disk."""
+
+
 class CertificateError(ClientError):
     """Whoever answers there has no certificate that makes it the server that was meant."""
 
@@ -47,7 +51,7 @@ class NoReplyError(ClientError):
 
 
 class WithdrawnError(ClientError):
-    """The caller took the request back before the server had it."""
+    """The caller took the request back before the server had accepted it, as far as is known here."""
 
 
 class IntegrityError(ClientError):

@@ -168,9 +168,11 @@ class Link:
         while True:
             try:
                 message = await self.receive()
+            # The close frame carries a word, the `error` before it a sentence.
             except ClientError as error:
-                # The close frame carries a word, the `error` before it a sentence.
                 raise type(error)(said or str(error)) from None
+            except LostError as lost:
+                raise LostError(said or str(lost), lost.code) from None
             if isinstance(message, m.Welcome):
                 if not _is_session_id(message.session_id):
                     raise ProtocolError("the server's welcome has no session's UUID")

@@ -201,7 +201,7 @@ class Session:
         """Forgets a request that is not accepted. Only while there is no connection: the server may have it else."""
         answer = self._answers.get(request_id)
         if answer is not None and not answer.is_accepted:
-            answer.fail(WithdrawnError("the request was taken back before it was sent"))
+            answer.fail(WithdrawnError("the request was taken back before the server was known to have it"))
 
     def cancel(self, request_id: str) -> None:
         """Asks to end a request, now and after every reconnect until it has ended."""

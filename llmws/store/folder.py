@@ -232,7 +232,12 @@ def create_session(site: Site, session_id: str, epoch: int, session: SessionMeta
     ledger_key = site.random(LEDGER_KEY_BYTES)
     meta = Meta(epoch=epoch, ledger_key=ledger_key, buffer=_EMPTY, conversation=_EMPTY, session=session)
     folder = SessionFolder(site, session_id, meta, _recover(site, session_id, meta, {}))
-    folder.write_meta(session)
+    try:
+        folder.write_meta(session)
+    except OSError:
+        with suppress(OSError):
+            _remove(site, session_id)  # on a full disk every attempt would leave one behind
+        raise
     return folder
 
 

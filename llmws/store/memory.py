@@ -148,7 +148,7 @@ class MemoryStore:
     def _use(self, session: _Session, op: Append | Read | DropBuffer | Compact | Keep | Close) -> None:
         if op.session_id in self._disk.failing and not isinstance(op, Read):
             self._disk.failing.remove(op.session_id)
-            self._fail(op.session_id, "the disk failed: told to")
+            self._fail(op.session_id, "the server's disk failed: told to")
             return
         match op:
             case Append():

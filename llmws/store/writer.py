@@ -353,7 +353,7 @@ class FileStore:
                     return
                 message = "the session is not open"
             case OSError():
-                message = f"the disk failed: {error.strerror or error}"
+                message = f"the server's disk failed: {error.strerror or error}"
             case StorageError():
                 message = str(error)
             case _:

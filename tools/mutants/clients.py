@@ -93,6 +93,27 @@ MUTANTS = [
         "tests/unit/llm_cli/test_exits.py",
     ),
     Mutant(
+        "a server whose disk is full is asked for ever",
+        "llmws/client/connection.py",
+        "                if not self._is_refused:\n                    lost_s,",
+        "                if True:\n                    lost_s,",
+        "tests/integration/client/test_client.py -k disk_is_full",
+    ),
+    Mutant(
+        "a session that was never kept is said to be lost",
+        "llm_cli/view.py",
+        "        if view.is_refused:\n",
+        "        if False:\n",
+        "tests/unit/llm_cli/test_view.py",
+    ),
+    Mutant(
+        "a full disk keeps the folder of every session that it could not hold",
+        "llmws/store/folder.py",
+        "            _remove(site, session_id)  # on a full disk",
+        "            pass  # on a full disk",
+        "tests/unit/store/test_folder.py -k creation_that_failed",
+    ),
+    Mutant(
         "the code stays in the address",
         PAGE,
         '  if (code !== null) history.replaceState(null, "", location.pathname);\n',

@@ -130,7 +130,7 @@ def test_a_failed_fdatasync_fails_the_session_and_no_other(file_world, disk):
     disk.sync_error = errno.EIO
     client.submit(append(1, sync=True))
     failed = client.wait(Failed)
-    assert (failed.session_id, failed.message) == (ID, "the disk failed: Input/output error")
+    assert (failed.session_id, failed.message) == (ID, "the server's disk failed: Input/output error")
     client.submit(append(2), append(1, session_id=OTHER, sync=True))
     assert client.wait(Flushed, lambda answer: answer.durable == 1).session_id == OTHER
     assert client.ask(Open(session_id=ID), Opened).records == (event(1),)
@@ -220,7 +220,7 @@ def test_at_disk_a_failed_fdatasync_fails_the_session_and_tells_nothing(file_wor
     client.ask(create(), Created)
     disk.sync_error = errno.EIO
     client.submit(append(1))
-    assert client.wait(Failed).message == "the disk failed: Input/output error"
+    assert client.wait(Failed).message == "the server's disk failed: Input/output error"
     assert client.passed == []
 
 

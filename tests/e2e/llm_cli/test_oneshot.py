@@ -330,6 +330,13 @@ async def test_a_reader_that_goes_away_ends_it_quietly(server, tmp_path):
             assert await llm.process.stderr.read() == b""
 
 
+async def test_a_full_disk_of_the_server_is_said_and_ends_the_call(server, tmp_path):
+    server.is_disk_full = True
+    fault = "the server's disk failed: full"
+    status = await run(tmp_path, "--url", server.url, "--wait", "0.3", "hi")
+    assert status == (5, "", f"llm: {fault}; connecting again\nllm: {fault}\n")
+
+
 async def test_an_unknown_session_is_said_and_replaced(server, tmp_path):
     unknown = "00000000-0000-4000-8000-000000000000"
     status, out, err = await run(tmp_path, "--url", server.url, "--session", unknown, "hi")

@@ -102,6 +102,7 @@ class FakeServer:
         fail_with: requests end in this error code after their tokens.
         reject_with: requests are refused with this error.
         is_admin: whether models may be switched and deleted.
+        is_disk_full: sessions are not kept, and requests are answered by sending the client away.
         take_over_next_request: the next request is answered by closing, as if another client came just before it.
         unknown: messages that are answered as an older server would, by `type`.
         received: every message that came, oldest first.
@@ -125,6 +126,7 @@ class FakeServer:
         self.fail_with: str | None = None
         self.reject_with: list[m.Error] = []
         self.is_admin = True
+        self.is_disk_full = False
         self.take_over_next_request = False
         self.unknown: set[str] = set()
         self.max_message_bytes = 2**20
@@ -317,6 +319,10 @@ class FakeServer:
                 await self._send(attached.socket, _error("forbidden", "an admin token is needed"))
             case m.EndSession(session_id=session_id):
                 await self._end(attached, session_id)
+            case m.Inference() if self.is_disk_full:
+                del self.sessions[session.id]
+                await self._send(attached.socket, _error("storage_failed", "the server's disk failed: full"))
+                await attached.socket.close(CloseCode.INTERNAL, "storage failed")
             case m.Inference() if self.take_over_next_request:
                 self.take_over_next_request = False
                 await attached.socket.close(CloseCode.TAKEN_OVER, "taken over")

@@ -16,6 +16,7 @@ from llmws.client import (
     ProtocolError,
     RequestRejectedError,
     Reset,
+    ServerFaultError,
     SessionLostError,
     Start,
     TakenOverError,
@@ -513,6 +514,27 @@ async def test_a_bug_in_the_writer_ends_the_client(server):
         await c.models()
     with pytest.raises(UnicodeEncodeError):
         await c.close()
+
+
+@pytest.mark.parametrize("timeouts_s", [{"connect_timeout_s": 0.1}, {"reconnect_timeout_s": 0.1}])
+async def test_a_server_whose_disk_is_full_is_given_up_in_the_time_allowed(timeouts_s, server):
+    """Each attempt is welcomed, and ended as soon as it asks: that is no connection that was of use."""
+    async with client(server, **timeouts_s) as c:
+        if "reconnect_timeout_s" in timeouts_s:
+            await c.generate("hi")
+        server.is_disk_full = True
+        with pytest.raises(ServerFaultError, match=r"^the server's disk failed: full$"):
+            await c.generate("hi")
+    assert server.connections > 1
+
+
+async def test_a_disk_that_has_room_again_is_no_reason_to_give_up(server):
+    server.is_disk_full = True
+    async with client(server) as c:
+        generation = c.generate("hi")
+        await eventually(lambda: server.connections > 2)
+        server.is_disk_full = False
+        assert (await generation).text == "Hello"
 
 
 async def test_a_request_that_was_never_sent_is_taken_back(server):

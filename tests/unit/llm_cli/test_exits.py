@@ -12,6 +12,7 @@ from llmws.client import (
     NoReplyError,
     ProtocolError,
     RequestRejectedError,
+    ServerFaultError,
     SessionLostError,
     TakenOverError,
     UnauthorizedError,
@@ -40,6 +41,7 @@ def refused(code: str) -> m.Error:
         (GenerationError(refused("model_failed"), ""), 5),
         (IntegrityError(), 5),
         (SessionLostError(), 5),
+        (ServerFaultError(), 5),
     ],
 )
 def test_every_error_has_its_status(error, status):

@@ -188,8 +188,13 @@ def test_unfinished_sessions_are_those_with_a_buffer_newest_first(site):
 
 
 @pytest.mark.parametrize("call", ["open", "write", "sync", "replace"])
-def test_what_a_creation_that_failed_leaves_is_removed_at_the_next_start(site, disk, call):
+def test_what_a_creation_that_failed_leaves_is_removed_at_once_or_at_the_next_start(site, disk, call):
+    """On a full disk every attempt would leave a folder behind."""
     disk.faults[call] = [errno.ENOSPC]
+    with pytest.raises(OSError, match="No space left"):
+        create_session(site, ID, 7, META)
+    assert list(site.sessions.iterdir()) == []
+    disk.faults = {call: [errno.ENOSPC], "names": [errno.EIO]}
     with pytest.raises(OSError, match="No space left"):
         create_session(site, ID, 7, META)
     assert (site.sessions / ID).exists()
