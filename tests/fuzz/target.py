@@ -26,19 +26,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """One promise about bytes that somebody else chose.
 
     Attributes:
-        run: raises where the promise is broken.
+        run: raises where the promise is broken. Returns the processor time of the longest step in nanoseconds, where an
+            execution is many steps of a loop; None where it is one.
         share: of all executions, relative to the others'.
         on_loop: whether the server does this on its event loop, so that one slow input is felt by everybody.
         max_bytes: of an input.
-        longest_step_ns: of an execution in many steps of a loop, the processor time of the longest of the last one;
-            None: an execution is one step.
     """
 
-    run: Callable[[bytes], None]
+    run: Callable[[bytes], int | None]
     share: int
     on_loop: bool = True
     max_bytes: int = 4096
-    longest_step_ns: Callable[[], int] | None = None
 
     @property
     def name(self) -> str:
