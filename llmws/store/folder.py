@@ -22,7 +22,7 @@ import msgspec
 from llmws.errors import StorageError
 from llmws.store.disk import DRAFT_SUFFIX, Disk, OsDisk, read_whole, write_atomically
 from llmws.store.keys import KeyRing
-from llmws.store.log import LogFile, SegmentSource, mend
+from llmws.store.log import SYNC_FAILED_NAME, LogFile, SegmentSource, mend, sync_in_place
 from llmws.store.meta import LEDGER_KEY_BYTES, LogState, Meta, MetaForgedError, newest_ends, open_meta, seal_meta
 from llmws.store.record import LogKeys
 from llmws.store.recovery import Recovered, recover
@@ -247,9 +247,8 @@ def open_session(site: Site, session_id: str, *, had_failed: bool = False) -> tu
     Args:
         site: where it is.
         session_id: which.
-        had_failed: its files have failed in this process. What a failed fdatasync(2) left unwritten the kernel may show
-            as if it were on the disk, and later calls succeed without writing it: only a copy can be made durable.
-            Source: Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020.
+        had_failed: its files have failed in this process, so that only a copy of them can be made durable. Whether they
+            have in an earlier one, the folder says by itself.
 
     Raises:
         OSError: the disk failed.
@@ -279,8 +278,10 @@ def open_session(site: Site, session_id: str, *, had_failed: bool = False) -> tu
     )
     folder = SessionFolder(site, session_id, meta, found)
     # Meta before mending: a corrupt file, once mended, no longer shows that positions in it cannot be trusted.
+    had_failed = had_failed or site.disk.exists(path / SYNC_FAILED_NAME)
     for log, text in data.items():
         _make_durable(site.disk, _log_path(path, log), text, had_failed=had_failed)
+    site.disk.unlink(path / SYNC_FAILED_NAME)
     folder.write_meta(old.session)
     for log, text in data.items():
         _mend_log(site.disk, _log_path(path, log), text, found[log], damaged=log in damaged)
@@ -380,7 +381,7 @@ def _make_durable(disk: Disk, path: Path, data: bytes, *, had_failed: bool) -> N
         return
     handle = disk.open(path, create=False)
     try:
-        disk.sync(handle)
+        sync_in_place(disk, path, handle)
     finally:
         disk.close(handle)
 

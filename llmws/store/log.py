@@ -25,6 +25,9 @@ _logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES: Final = 65_536
 
+SYNC_FAILED_NAME: Final = "sync-failed"
+"""An empty file beside the logs: what they show is perhaps not on the disk, and only a copy can be made durable."""
+
 
 class SegmentSource:
     """Makes the new segments of one log in one epoch.
@@ -117,7 +120,7 @@ class LogFile:
         """Makes everything written durable. An OSError is final: the kernel may have dropped the pages that failed."""
         if self.durable_n == self.last_n:
             return
-        self._disk.sync(self._open(create=False))
+        sync_in_place(self._disk, self._path, self._open(create=False))
         if not self._name_durable:
             self._disk.sync_folder(self._path.parent)
             self._name_durable = True
@@ -326,9 +329,26 @@ def mend(disk: Disk, path: Path, data: bytes, recovered: Recovered, *, damaged: 
         handle = disk.open(path, create=False)
         try:
             disk.truncate(handle, recovered.good_bytes)
-            disk.sync(handle)
+            sync_in_place(disk, path, handle)
         finally:
             disk.close(handle)
+
+
+def sync_in_place(disk: Disk, path: Path, handle: int) -> None:
+    """Makes a log's bytes durable, or leaves word that this failed; the next process would not find out by itself.
+
+    What a failed fdatasync(2) left unwritten the kernel may show as if it were on the disk, and later calls succeed
+    without writing it. Source: Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020.
+
+    Raises OSError.
+    """
+    try:
+        disk.sync(handle)
+    except OSError:
+        # Not synced: it has to outlive the process, as the kernel's pages do, not a loss of power, which they do not.
+        with suppress(OSError):
+            disk.close(disk.open(path.with_name(SYNC_FAILED_NAME), create=True))
+        raise
 
 
 def _with_end(segment: Segment, end: int) -> Segment:

@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from llmws.store.log import SYNC_FAILED_NAME
+
 FAULTS = (errno.EIO, errno.ENOSPC)
 
 
@@ -16,13 +18,14 @@ class CrashError(BaseException):
 class SimulatedFile:
     """Bytes as the kernel shows them, and as they are on the medium.
 
-    `is_broken`: an fdatasync failed. The kernel took the pages for clean, so no later one writes them.
+    `is_broken`: an fdatasync failed. The kernel took the pages for clean, so no later one writes them, whoever calls.
+    `is_forgotten`: and no word of that could be left on the disk.
     """
 
     def __init__(self) -> None:
         self.data = b""
         self.synced = b""
-        self.is_broken = False
+        self.is_broken = self.is_forgotten = False
         self.salt = b""
 
 
@@ -47,13 +50,17 @@ class SimulatedDisk:
     # --- what goes wrong ---------------------------------------------------------------------------------------------
 
     def kill(self) -> bool:
-        """The process dies; what it wrote stays, unless the medium had refused it: whether that was so."""
+        """The process dies; what it wrote stays to be seen, also what the medium had refused.
+
+        Returns:
+            Whether bytes were lost: those that were refused, where the disk took no word of that either.
+        """
         self._handles.clear()
         self.faults += 1
-        broken = [file for file in self.names_now.values() if file and file.is_broken]
-        for file in broken:
+        forgotten = [file for file in self.names_now.values() if file and file.is_broken and file.is_forgotten]
+        for file in forgotten:
             file.data, file.is_broken = file.synced, False
-        return bool(broken)
+        return bool(forgotten)
 
     def lose_power(self) -> None:
         """Of each folder's changes and each file's bytes that were not synced, none, some or all are on the medium."""
@@ -97,6 +104,11 @@ class SimulatedDisk:
             self._raise()
         do()
 
+    def _forget_failures(self, folder: Path) -> None:
+        for name, file in self.names_now.items():
+            if file and file.is_broken and Path(name).parent == folder:
+                file.is_forgotten = True
+
     def _fails(self) -> bool:
         failing = self.rng.random() < self.fault_rate
         self.faults += failing
@@ -114,7 +126,12 @@ class SimulatedDisk:
             if not create:
                 raise FileNotFoundError(name)
             made = SimulatedFile()
-            self._change(lambda: self.names_now.update({name: made}))
+            try:
+                self._change(lambda: self.names_now.update({name: made}))
+            except (OSError, CrashError):
+                if path.name == SYNC_FAILED_NAME and name not in self.names_now:
+                    self._forget_failures(path.parent)
+                raise
         file = self.names_now[name]
         assert file is not None
         self._last_handle += 1

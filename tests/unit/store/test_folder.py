@@ -454,8 +454,24 @@ def test_a_failed_fdatasync_is_not_tried_again(site, disk):
     disk.calls.clear()
     with pytest.raises(OSError, match="Input/output"):
         folder.logs["buffer"].sync()
-    assert disk.calls == ["sync"]
+    assert disk.calls == ["sync", "open", "close"], "a mark is left"
     assert folder.logs["buffer"].durable_n == 0
+
+
+def test_a_failed_fdatasync_is_not_forgotten_over_a_restart(site, disk):
+    """The next process's fdatasync would succeed without writing; a copy of the log, and meta, are written anew."""
+    folder = create_session(site, ID, 7, META)
+    folder.logs["buffer"].append(events(1))
+    disk.faults["sync"] = [errno.EIO]
+    with pytest.raises(OSError, match="Input/output"):
+        folder.logs["buffer"].sync()
+    folder.release()
+    copied = []
+    for _ in range(2):
+        disk.calls.clear()
+        assert opened(site).records == tuple(events(1))
+        copied.append(disk.calls.count("replace"))
+    assert copied == [2, 1]
 
 
 def test_records_that_do_not_follow_on_are_refused(site):
