@@ -186,12 +186,10 @@ def accept(
     server_state: ServerState,
     app_state: dict[str, Any],
     _loop: asyncio.AbstractEventLoop | None = None,
-) -> asyncio.Protocol:
+) -> asyncio.BufferedProtocol:
     """The protocol of a new connection; uvicorn calls this as if it were a class."""
-    http = functools.partial(
-        HttpProtocol, entrance, config=config, server_state=server_state, app_state=app_state, _loop=_loop
-    )
-    return TlsProtocol(entrance, context=tls, server_state=server_state, next_protocol=http) if tls else http()
+    http = HttpProtocol(entrance, config=config, server_state=server_state, app_state=app_state, _loop=_loop)
+    return TlsProtocol(http, tls) if tls else http
 
 
 class _Uvicorn(uvicorn.Server):
@@ -217,5 +215,5 @@ class _Uvicorn(uvicorn.Server):
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
-            assert isinstance(connection, WebSocketProtocol | HttpProtocol | TlsProtocol)
+            assert isinstance(connection, WebSocketProtocol | HttpProtocol)
             connection.cut()

@@ -1,25 +1,25 @@
-"""TLS: the server's certificate, and the handshake in front of the HTTP protocol.
+"""TLS: the server's certificate, and the encryption between the socket and the HTTP protocol.
 
-asyncio could do the handshake by itself, but then a connection is not seen before it has ended: those that never end
-theirs would be counted and limited by nobody. Invariant: a connection is counted from its first moment to its last, and
-ends its handshake in time or is cut.
+asyncio's own, changed where it does not suit a server of strangers: a connection is shown to the HTTP protocol when its
+handshake begins and not when it has ended, and keeps a small buffer. Invariant: a connection is counted from its first
+moment to its last, and the HTTP protocol hears of its loss, whenever that is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
-from collections.abc import Callable
+from asyncio import sslproto
 from pathlib import Path
-
-from uvicorn.server import ServerState
+from typing import Final
 
 from llmws.errors import ConfigError
-from llmws.server.entrance import Entrance
 from llmws.server.http import HttpProtocol
 
-SHUTDOWN_TIMEOUT_S = 2.0
+BUFFER_BYTES: Final = 16 * 1024
+"""What is read of the socket at once: a TLS record. asyncio's 256 KiB, for each, are ten times the rest of one."""
+
+SHUTDOWN_TIMEOUT_S: Final = 2.0
 """How long a client may take to say goodbye in TLS too."""
 
 
@@ -50,64 +50,58 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-class TlsProtocol(asyncio.Protocol):
-    """One connection during its handshake; then the HTTP protocol takes it over."""
+class TlsProtocol(sslproto.SSLProtocol):
+    """One connection's encryption, between the socket and the HTTP protocol, later the WebSocket.
 
-    def __init__(
-        self,
-        entrance: Entrance,
-        *,
-        context: ssl.SSLContext,
-        server_state: ServerState,
-        next_protocol: Callable[[], HttpProtocol],
-    ) -> None:
-        self._entrance = entrance
-        self._context = context
-        self._connections: set[object] = server_state.connections  # type: ignore[assignment]
-        self._next_protocol = next_protocol
-        self._early = bytearray()
-        self._transport: asyncio.Transport
-        self._handshake: asyncio.Task[None]
+    Args:
+        http: is told of the connection at once, and so counts it and bounds its handshake as it bounds its head.
+        context: from `tls_context`.
+    """
+
+    max_size = BUFFER_BYTES
+
+    def __init__(self, http: HttpProtocol, context: ssl.SSLContext) -> None:
+        super().__init__(
+            asyncio.get_running_loop(),
+            http,
+            context,
+            None,  # type: ignore[arg-type]  # nobody waits for the handshake
+            server_side=True,
+            call_connection_made=False,
+            ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        )
+        self._drop_buffer()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Counts the connection and begins the handshake."""
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()  # nothing may be read but by the handshake
-        self._transport = transport
-        self._connections.add(self)
-        self._entrance.admit(transport)
-        self._handshake = asyncio.get_running_loop().create_task(self._shake_hands())
+        """Begins the handshake."""
+        super().connection_made(transport)
+        self._app_protocol.connection_made(self._app_transport)
 
-    def data_received(self, data: bytes) -> None:
-        """Keeps what came encrypted together with the end of the handshake."""
-        self._early += data
+    def buffer_updated(self, nbytes: int) -> None:
+        """Decrypts what was read, into a buffer for this one read: an idle connection is to keep none."""
+        super().buffer_updated(nbytes)
+        self._drop_buffer()
 
-    def cut(self) -> None:
-        """Ends the connection at once."""
-        self._transport.abort()
+    def eof_received(self) -> None:
+        """Passes on what has come, and then the end, also to who has paused reading.
 
-    def shutdown(self) -> None:
-        """The server stops; a client that has not been let in yet is told nothing."""
-        self.cut()
+        asyncio would wait until it reads on, and meanwhile let it write what nobody gets.
+        """
+        self._app_reading_paused = False
+        self._start_shutdown()
+        super().eof_received()
 
-    async def _shake_hands(self) -> None:
-        secured: asyncio.Transport | None = None
-        with contextlib.suppress(OSError):  # what came was no TLS, came too slowly, or nothing comes any more
-            secured = await asyncio.get_running_loop().start_tls(
-                self._transport,
-                self,
-                self._context,
-                server_side=True,
-                ssl_handshake_timeout=self._entrance.server.hello_timeout_s,
-                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
-            )
-        self._connections.discard(self)
-        self._entrance.left(self._transport)
-        if secured is None or secured.is_closing():
-            self.cut()
-            return
-        protocol = self._next_protocol()
-        secured.set_protocol(protocol)
-        protocol.connection_made(secured)
-        if self._early:
-            protocol.data_received(bytes(self._early))
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Passes it on in the handshake too, of which asyncio assumes that nobody has heard yet."""
+        self._state = sslproto.SSLProtocolState.UNWRAPPED
+        super().connection_lost(exc)
+
+    def _set_app_protocol(self, app_protocol: asyncio.BaseProtocol) -> None:
+        # asyncio's would keep the HTTP protocol, with its parser, for as long as the WebSocket lasts.
+        self._app_protocol_get_buffer = self._app_protocol_buffer_updated = None
+        super()._set_app_protocol(app_protocol)
+
+    def _drop_buffer(self) -> None:
+        # A buffer that is too small for the next read is replaced by asyncio.
+        self._ssl_buffer = bytearray()
+        self._ssl_buffer_view = memoryview(self._ssl_buffer)

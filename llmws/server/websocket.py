@@ -96,8 +96,12 @@ class WebSocketProtocol(asyncio.Protocol):
         self._message = bytearray()
         self._text = True
         self._incomplete_bytes = 0
+        # Which of these may come together: while `_closing`, nothing that comes counts any more, but it is read on, to
+        # see the other side's close frame. It may be `_congested` then, but not `_is_clogged`. What came is taken in
+        # `_turn`s, also after the socket was `_lost`, unless it was `_closing`. `_lost` is never `_congested`.
         self._congested = False
         self._closing = False
+        self._lost = False
         # One at a time: the hello's timeout, then the heartbeat, then the closing's timeout.
         self._timer: asyncio.TimerHandle | None = None
         self._pulse = Pulse()
@@ -123,7 +127,9 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Sends a close frame after what was sent, and cuts the connection if the client does not follow in time."""
-        if self.wire.state is State.OPEN and not self._transport.is_closing():
+        if self._transport.is_closing():
+            self._closing = True  # nor is what has come and was not taken yet
+        elif self.wire.state is State.OPEN:
             self.wire.send_close(code, _shortened(reason))
             self._flush()
 
@@ -144,8 +150,8 @@ class WebSocketProtocol(asyncio.Protocol):
             self._take()
 
     def eof_received(self) -> None:
-        """The client has ended its half without saying goodbye; it would not answer anything any more."""
-        self.cut()
+        """The client has ended its half; it would not answer anything any more, but what it has said counts."""
+        self._transport.abort()
 
     def pause_writing(self) -> None:
         """The write buffer is above the high-water mark."""
@@ -160,19 +166,20 @@ class WebSocketProtocol(asyncio.Protocol):
             self._entrance.sessions.drained(self._number)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
-        """The socket is gone, whoever ended it."""
-        self._closing = True
-        for waiting in (self._timer, self._turn):
-            if waiting is not None:
-                waiting.cancel()
-        self._connections.discard(self)
-        self._entrance.left(self._transport)
-        if self._number is not None:
-            self._entrance.sessions.detach(self._number)
+        """The socket is gone, whoever ended it; a session is still told what had come."""
+        self._lost = True
+        self._congested = False
+        if self._closing or self._number is None:
+            self._leave()
+        else:
+            self._go_on()
 
     def cut(self) -> None:
         """Ends the connection at once."""
+        self._closing = True
         self._transport.abort()
+        if self._lost:
+            self._leave()
 
     def shutdown(self) -> None:
         """The server stops: the client is to come back, and has little time to say goodbye."""
@@ -213,17 +220,28 @@ class WebSocketProtocol(asyncio.Protocol):
         self._budget.spend(1 + len(self._frames))
 
     def _go_on(self) -> None:
-        """Arranges that what has come is taken soon; only when all of it is, more is read."""
-        if self._turn is not None or self._transport.is_closing():
+        """Arranges that what has come is taken soon; only when all of it is, more is read, or the connection left."""
+        if self._turn is not None or (self._transport.is_closing() and not self._lost):
             return
         wait_s = self._budget.wait_s(self._entrance.clock())
-        if self._is_clogged:
+        if self._lost and (self._closing or not (self._unread or self._frames)):
+            self._leave()
+        elif self._is_clogged:
             self._transport.pause_reading()
         elif self._unread or self._frames or wait_s:
             self._transport.pause_reading()
             self._turn = self._loop.call_later(wait_s, self._take) if wait_s else self._loop.call_soon(self._take)
         else:
             self._transport.resume_reading()
+
+    def _leave(self) -> None:
+        for waiting in (self._timer, self._turn):
+            if waiting is not None:
+                waiting.cancel()
+        self._connections.discard(self)
+        self._entrance.left(self._transport)
+        if self._number is not None:
+            self._entrance.sessions.detach(self._number)
 
     @property
     def _is_hello_too_large(self) -> bool:
@@ -334,6 +352,8 @@ class WebSocketProtocol(asyncio.Protocol):
     def _flush(self) -> None:
         """Writes what the framing has to say, and ends the connection when it says so."""
         pieces = self.wire.data_to_send()
+        if self._transport.is_closing():
+            return
         if any(pieces) and not self._closing:  # a close frame is the last, also where pings still come
             self._write(b"".join(pieces))
         if SEND_EOF in pieces:

@@ -14,6 +14,7 @@ from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.protocol import messages as m
 from llmws.server.entrance import Entrance
+from llmws.server.listen import accept, configure
 from llmws.server.ports import Sink
 from llmws.server.websocket import (
     FRAME_BURST,
@@ -44,9 +45,19 @@ class ScriptedTransport(asyncio.Transport):
         self.unsent_bytes = 0
         self.reading = True
         self.aborted = asyncio.Event()
+        self.protocol: asyncio.BaseProtocol | None = None
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self.protocol is not None
+        return self.protocol
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.high = high
+        if high is not None and self.unsent_bytes > high and self.protocol is not None:
+            self.protocol.pause_writing()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.writes.put_nowait(bytes(data))
@@ -78,7 +89,7 @@ class Attached:
 
     def __init__(self, answer: Callable[[], object] = lambda: None) -> None:
         self.sink: Sink | None = None
-        self.received = 0
+        self.received = self.left = 0
         self.answer = answer
 
     def attach(self, sink: Sink, principal: str, role: str, hello: m.Hello) -> int:
@@ -93,11 +104,22 @@ class Attached:
         pass
 
     def detach(self, connection: int) -> None:
-        pass
+        self.left += 1
 
 
 def masked(text: str) -> bytes:
     return bytes([0x81, 0x80 | len(text)]) + b"\0\0\0\0" + text.encode()
+
+
+def entrance_to(sessions: Attached, *, heartbeat_s: float = 20.0) -> Entrance:
+    return Entrance(
+        sessions=sessions,
+        credentials=FixedCredentials({None: Identity("local", "admin")}),
+        server=ServerSection(heartbeat_s=heartbeat_s),
+        limits=LimitsSection(),
+        port=8765,
+        clock=lambda: 0.0,
+    )
 
 
 @contextlib.contextmanager
@@ -105,14 +127,7 @@ def upgrading(
     *, heartbeat_s: float = 20.0, sessions: Attached | None = None, **how: float
 ) -> Iterator[tuple[WebSocketProtocol, ScriptedTransport]]:
     """A connection that nothing was received from, and what it is written to."""
-    entrance = Entrance(
-        sessions=sessions or Attached(),
-        credentials=FixedCredentials({None: Identity("local", "admin")}),
-        server=ServerSection(heartbeat_s=heartbeat_s),
-        limits=LimitsSection(),
-        port=8765,
-        clock=lambda: 0.0,
-    )
+    entrance = entrance_to(sessions or Attached(), heartbeat_s=heartbeat_s)
     transport = ScriptedTransport()
     protocol = WebSocketProtocol(entrance, server_state=ServerState(), **how)
     protocol.connection_made(transport)
@@ -133,6 +148,30 @@ def connection(**how: Any) -> Iterator[tuple[WebSocketProtocol, ScriptedTranspor
 async def test_the_high_water_mark_is_set() -> None:
     with connection() as (_, transport):
         assert transport.high == HIGH_WATER_BYTES == 32 * 1024
+
+
+@pytest.mark.parametrize(("was_told", "unsent_bytes"), [(True, 0), (False, HIGH_WATER_BYTES + 1), (False, 0)])
+async def test_a_connection_is_congested_from_the_upgrade_on_if_earlier_answers_are_unread(
+    was_told: bool, unsent_bytes: int
+) -> None:
+    """The transport says it once: to the HTTP protocol, before the upgrade or when the limits are set in it."""
+    entrance = entrance_to(Attached())
+    config = configure(entrance, None)
+    config.load()
+    transport = ScriptedTransport()
+    http: Any = accept(entrance, None, config=config, server_state=ServerState(), app_state={})
+    transport.set_protocol(http)
+    http.connection_made(transport)
+    if was_told:
+        http.pause_writing()
+    transport.unsent_bytes = unsent_bytes
+    http.data_received(UPGRADE)
+    protocol = transport.get_protocol()
+    assert isinstance(protocol, WebSocketProtocol)
+    assert protocol.congested == (was_told or unsent_bytes > 0)
+    protocol.resume_writing()
+    assert not protocol.congested
+    protocol.connection_lost(None)
 
 
 async def test_a_frame_is_on_the_socket_when_try_send_returns() -> None:
@@ -280,12 +319,30 @@ async def test_a_message_is_taken_when_the_answer_to_the_one_before_it_has_been_
         assert transport.reading
 
 
-async def test_a_connection_that_is_lost_in_a_flood_takes_no_more_of_it() -> None:
+async def test_of_a_connection_that_is_lost_its_session_is_told_all_that_came_then_that_it_left() -> None:
+    sessions = Attached(lambda: protocol.try_send(b"{}"))
+    with connection(sessions=sessions) as (protocol, transport):
+        protocol.data_received(masked('{"type":"history"}') * 3 + MASKED_PING)
+        transport.abort()
+        said = transport.writes.qsize()
+        protocol.connection_lost(None)
+        assert (sessions.received, sessions.left) == (1, 0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (sessions.received, sessions.left, transport.writes.qsize()) == (3, 1, said)
+
+
+@pytest.mark.parametrize("end", ["cut", "close"])
+async def test_what_came_before_a_cut_or_a_close_and_was_not_taken_is_not_taken_after_it(end: str) -> None:
     sessions = Attached()
-    with connection(sessions=sessions) as (protocol, _):
+    with connection(sessions=sessions) as (protocol, transport):
         protocol.data_received(masked('{"type":"history"}') * 3)
-    await asyncio.sleep(0)
-    assert sessions.received == 1
+        transport.abort()
+        protocol.connection_lost(None)
+        protocol.cut() if end == "cut" else protocol.close(4401, "the token was revoked")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (sessions.received, sessions.left) == (1, 1)
 
 
 async def test_no_log_holds_what_was_said_at_any_level() -> None:
