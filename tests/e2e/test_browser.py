@@ -12,9 +12,9 @@ from llmws.access import HTTP_ROUTES
 from llmws.places import page_path
 from llmws.server.page import load_page
 from llmws.store.tokens import TokenFile
-from tests.e2e.llm_cli.terminal import DEADLINE_S, ROOT, Terminal, environment
 from tests.support.browser import Browser
 from tests.support.certificates import Authority
+from tests.support.terminal import DEADLINE_S, ROOT, Terminal, environment
 
 SERVER = (sys.executable, str(ROOT / "tests/support/scripted_server.py"))
 
@@ -150,6 +150,11 @@ async def test_the_code_signs_in_once_and_is_gone_from_address_and_history(brows
     await again.sees("This code does not work any more")
     assert await again.history() == ["about:blank", home]
     assert again.statuses()[f"{home}v1/auth/exchange"] == 401
+
+
+async def test_what_is_not_about_the_code_is_told_in_the_servers_words(browser, address):
+    tab = await browser.open(address + "x" * 300)
+    await tab.sees('Not signed in\n\nThe server says: the body must be {"code": "…"}.')
 
 
 async def test_a_reload_stays_signed_in_and_a_new_tab_is_not(browser, address):

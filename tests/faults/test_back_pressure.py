@@ -19,7 +19,8 @@ from llmws.engine.mailbox import CAPACITY
 from llmws.runtime.backlog import MAX_BYTES
 from tests.faults.spoken import spoken
 from tests.faults.streaming_server import StreamingServer, running
-from tests.integration.server.harness import TEXT, RawClient, frame
+from tests.support.echo_server import RawClient
+from tests.support.frames import TEXT, frame
 
 TIMEOUT_S = 60
 

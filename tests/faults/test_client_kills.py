@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from llm_cli.show import PIECE_CHARS
-from tests.e2e.llm_cli.terminal import ROOT, command, environment
 from tests.faults.chaos.asking import Plan, UserPlan, journal_path
 from tests.faults.chaos.storm import UsersProcess
 from tests.faults.journal import Asked, read
 from tests.faults.judge import judge
 from tests.faults.spoken import spoken
 from tests.faults.streaming_server import StreamingServer, running
+from tests.support.terminal import ROOT, command, environment
 
 TIMEOUT_S = 30
 SIZE_BYTES = 10

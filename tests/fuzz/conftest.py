@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.server.conftest import serve
+from tests.support.echo_server import serve
 
 __all__ = ["serve"]
 

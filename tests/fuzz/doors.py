@@ -23,17 +23,14 @@ from llmws.server.door import MAX_HELLO_BYTES, Accepted, Close, Door, Forward, R
 from llmws.server.entrance import Entrance
 from llmws.server.listen import configure
 from llmws.server.websocket import SLICE_BYTES, WebSocketProtocol
-from tests.fuzz.target import PART, Target
+from tests.fuzz.target import PART, Target, flooded
 from tests.fuzz.transport import READ_BYTES, FakeTransport
 from tests.support.credentials import FixedCredentials
+from tests.support.frames import UPGRADE, hello
 
 TOKEN: Final = "good"
 LIMITS: Final = LimitsSection(max_message_bytes=1024)
-UPGRADE: Final = (
-    b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-HELLO: Final = b'\x81\x8f\0\0\0\0{"auth":"good"}'
+HELLO: Final = hello(TOKEN)
 FLOOD_BYTES: Final = 64 * 1024
 _STATUS: Final = re.compile(rb"^HTTP/1\.1 ([0-9]{3}) ", re.MULTILINE)
 _ANSWERS: Final = frozenset({100, 101, 200, 400, 401, 403, 404, 405, 408, 413, 421, 426, 429, 431, 503})
@@ -139,7 +136,7 @@ def websocket_session(data: bytes) -> int:
 
 def websocket_flood(data: bytes) -> int:
     """Frames, and then the same again and again: they are taken in short steps, and little is kept of them."""
-    return _run(_converse(b"\0" + _flood(data), begin=UPGRADE, http=False))
+    return _run(_converse(b"\0" + flooded(data, FLOOD_BYTES), begin=UPGRADE, http=False))
 
 
 def http(data: bytes) -> int:
@@ -149,12 +146,7 @@ def http(data: bytes) -> int:
 
 def http_flood(data: bytes) -> int:
     """The same of a request's head, once, and what follows again and again."""
-    return _run(_converse(b"\0" + _flood(data), begin=b"", http=True))
-
-
-def _flood(data: bytes) -> bytes:
-    head, _, body = data.partition(PART)
-    return head + body * (FLOOD_BYTES // max(1, len(body)))
+    return _run(_converse(b"\0" + flooded(data, FLOOD_BYTES), begin=b"", http=True))
 
 
 async def _converse(data: bytes, *, begin: bytes, http: bool) -> int:

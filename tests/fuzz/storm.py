@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Final
 
-from tests.fuzz.target import PART, corpus_of
-from tests.integration.server.harness import TOKEN, frame
+from tests.fuzz.target import PART, corpus_of, flooded
+from tests.support.echo_server import TOKEN
+from tests.support.frames import UPGRADE, frame, hello, reset_at_end
 
 STRANGERS: Final = 4
 TIMEOUT_S: Final = 2.0
-UPGRADE: Final = (
-    b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-HELLO: Final = frame(f'{{"auth":"{TOKEN}"}}'.encode())
+HELLO: Final = hello(TOKEN)
 FLOOD_BYTES: Final = 512 * 1024
 
 
@@ -34,14 +30,12 @@ def conversations() -> list[list[bytes]]:
     for name in ("http", "websocket-upgrade"):
         said += [[data[1:]] for data in corpus_of(name)]
     for data in corpus_of("http-flood"):
-        head, _, body = data.partition(PART)
-        said.append([head + body * (FLOOD_BYTES // max(1, len(body)))])
+        said.append([flooded(data, FLOOD_BYTES)])
     for name in ("websocket", "websocket-session"):
         said += [[UPGRADE, data[1:]] for data in corpus_of(name)]
         said += [[UPGRADE, HELLO, data[1:]] for data in corpus_of(name)]
     for data in corpus_of("websocket-flood"):
-        head, _, body = data.partition(PART)
-        said.append([UPGRADE, HELLO, head + body * (FLOOD_BYTES // max(1, len(body)))])
+        said.append([UPGRADE, HELLO, flooded(data, FLOOD_BYTES)])
     for name in ("wire-first", "wire-later", "door"):
         said += [[UPGRADE, HELLO, *map(frame, data.split(PART))] for data in corpus_of(name)]
     return said
@@ -62,7 +56,7 @@ def stranger(port: int, seconds: float, seed: int) -> int:
                 if piece is UPGRADE:
                     end.recv(4096)
             if random.random() < 0.5:
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends by a reset
+                reset_at_end(end)
             else:
                 end.shutdown(socket.SHUT_WR)
                 end.recv(65_536)

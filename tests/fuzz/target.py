@@ -49,6 +49,12 @@ def corpus_of(name: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
+def flooded(data: bytes, flood_bytes: int) -> bytes:
+    """Its first part once, and what follows again and again."""
+    head, _, body = data.partition(PART)
+    return head + body * (flood_bytes // max(1, len(body)))
+
+
 @functools.cache
 def scratch() -> Path:
     """A folder of this process, removed at its end: in memory where there is such a place."""

@@ -1,5 +1,5 @@
 """Servers for the incident checks: the doors alone, on a real socket with sessions that echo."""
 
-from tests.integration.server.conftest import running, serve
+from tests.support.echo_server import running, serve
 
 __all__ = ["running", "serve"]

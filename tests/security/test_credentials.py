@@ -24,8 +24,8 @@ from llmws.store.disk import DRAFT_SUFFIX
 from llmws.store.keys import load_keys
 from llmws.store.lock import hold_state_folder
 from llmws.store.tokens import TokenFile
-from tests.integration.server.harness import Running, Serve
 from tests.security.wire import ask
+from tests.support.echo_server import Running, Serve
 
 FORWARDED = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "True-Client-IP", "CF-Connecting-IP", "X-Client-IP")
 

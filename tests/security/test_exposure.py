@@ -14,8 +14,8 @@ from llmws.errors import ConfigError
 from llmws.protocol import messages as m
 from llmws.server.exposure import check_exposure
 from llmws.server.tls import tls_context
-from tests.integration.server.harness import Running, Serve
 from tests.support.certificates import Authority
+from tests.support.echo_server import Running, Serve
 
 OUTSIDE = ("0.0.0.0", "::", "192.0.2.1", "llm.example.org", "::ffff:192.0.2.1")
 

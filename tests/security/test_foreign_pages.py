@@ -6,8 +6,8 @@ The incidents are of servers that trusted whoever could connect.
 from __future__ import annotations
 
 from llmws.config import ServerSection
-from tests.integration.server.harness import Running, Serve
 from tests.security.wire import ask
+from tests.support.echo_server import Running, Serve
 
 PAGE = {"Origin": "https://evil.example"}
 

@@ -6,7 +6,8 @@ import json
 import zlib
 
 from llmws.config import LimitsSection, ServerSection
-from tests.integration.server.harness import CONT, PING, TEXT, Running, Serve, frame
+from tests.support.echo_server import Running, Serve
+from tests.support.frames import CONT, PING, TEXT, frame
 
 PING_MESSAGE = '{"type":"ping","t":1}'
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from llmws.access import HTTP_ROUTES, WEBSOCKET_ROUTES
 from llmws.config import ServerSection
-from tests.integration.server.harness import Running, Serve
 from tests.security.wire import ask
+from tests.support.echo_server import Running, Serve
 
 NAMED = ServerSection(hosts=("llm.example.org",), origins=("https://llm.example.org",))
 

@@ -12,7 +12,7 @@ from llmws.catalog.choose import find
 from llmws.errors import BadRequestError
 from llmws.protocol import ErrorCode, FrameError, decode
 from llmws.protocol import messages as m
-from tests.integration.server.harness import Running
+from tests.support.echo_server import Running
 from tests.support.hostile_names import HOSTILE
 
 

@@ -8,8 +8,8 @@ import zlib
 
 from llmws.access import Identity
 from llmws.config import ServerSection
-from tests.integration.server.harness import Running, Serve
 from tests.security.wire import ask, send
+from tests.support.echo_server import Running, Serve
 
 PATHS = (
     "//",

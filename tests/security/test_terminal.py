@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.llm_cli.terminal import command, environment
 from tests.security.box import Box
 from tests.support.stages import ROOT
+from tests.support.terminal import command, environment
 
 OBEYED = (b"\x1b]0;", b"\x1b[2J", b"\x1b[31m", b"\x07", "\x9b".encode(), "\u202e".encode(), b"\rover")
 

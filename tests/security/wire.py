@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tests.integration.server.harness import TIMEOUT_S, Running
+from tests.support.echo_server import TIMEOUT_S, Running
 
 
 class Answer(NamedTuple):

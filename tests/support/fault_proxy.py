@@ -12,13 +12,13 @@ import contextlib
 import enum
 import math
 import random
-import socket
-import struct
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
 import msgspec
+
+from tests.support.frames import reset_at_end
 
 CHUNK_BYTES = 65_536
 CLOSE_TIMEOUT_S = 5.0
@@ -174,7 +174,7 @@ class End(NamedTuple):
         """Ends it by RST; nothing happens to one that has ended."""
         with contextlib.suppress(OSError):
             sock = self.writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset_at_end(sock)
         self.writer.transport.abort()
 
     async def swallow(self) -> None:

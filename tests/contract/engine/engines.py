@@ -14,8 +14,8 @@ from llmws.engine.worker import Worker
 from llmws.engine_api import Engine, GenerationRequest, ModelRef
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
-from tests.contract.engine.listening import Listener
-from tests.contract.engine.scripted_runner import AlphabetLoader
+from tests.support.listening import Listener
+from tests.support.scripted_runner import AlphabetLoader
 
 PROMPT = tuple(range(100, 110))
 POISON = 77

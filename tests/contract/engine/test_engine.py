@@ -25,8 +25,8 @@ from llmws.engine_api import (
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
 from tests.contract.engine.engines import GREEDY, KINDS, LONG, SEEDED, Case, ref, save_poisoned
-from tests.contract.engine.listening import Listener, is_last, whole
 from tests.support.engine_process import ProcessEngine
+from tests.support.listening import Listener, is_last, whole
 
 PLACES = [*(f"{kind}-thread" for kind in KINDS), "scripted-process", "fast-process"]
 

@@ -8,8 +8,8 @@ import pytest
 from llmws.client import image_file
 from llmws.protocol import ErrorCode
 from llmws.protocol import messages as m
-from tests.e2e.llm_cli.terminal import Terminal
 from tests.integration.client.fake_server import FakeServer, prompt_of
+from tests.support.terminal import Terminal
 
 WORDS = tuple(f"word{n} " for n in range(60))
 
@@ -26,7 +26,7 @@ async def test_a_question_is_typed_and_answered(server, tmp_path):
         terminal.type("hi\r")
         await terminal.sees("10 tokens/s")
         assert await terminal.leave() == 0
-    assert f"to come back: llm --session {server.session().id}" in terminal.text
+    assert f"to come back: llm --session {server.session().id} --url {server.url}" in terminal.text
 
 
 async def test_an_image_goes_with_the_next_question_alone(server, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from llm_cli.bookmark import Bookmarks
 from llmws.client import Client
 from llmws.protocol import messages as m
-from tests.e2e.llm_cli.terminal import Terminal, run
 from tests.integration.client.fake_server import FakeServer, prompt_of
+from tests.support.terminal import Terminal, run
 
 
 @pytest.fixture

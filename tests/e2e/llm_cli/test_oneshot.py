@@ -11,8 +11,8 @@ import pytest
 from llm_cli.main import MAX_INPUT_BYTES
 from llmws.client import image_file
 from llmws.protocol import messages as m
-from tests.e2e.llm_cli.terminal import Terminal, command, environment, run
 from tests.integration.client.fake_server import FakeServer, prompt_of
+from tests.support.terminal import Terminal, command, environment, run
 
 HOSTILE = ("red \x1b[31m", "bell\x07 ", "title \x9d0;x\x9c", "\u202edrow", "\rover\r\n", "tab\tend")
 WORDS = tuple(f"word{n} " for n in range(60))

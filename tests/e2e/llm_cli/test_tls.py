@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from llmws.client.discovery import local_servers
-from tests.e2e.llm_cli.terminal import ROOT, Terminal, run
 from tests.integration.client.fake_server import FakeServer
 from tests.support.certificates import Authority, serving
+from tests.support.terminal import ROOT, Terminal, run
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import hashlib
 import pytest
 
 from llmws.client import Client, Done, Log, RequestRejectedError, Token, branch, question
-from tests.e2e.llm_cli.terminal import Terminal, run
 from tests.support.real_server import RealServer
+from tests.support.terminal import Terminal, run
 
 QUESTION = "How does llmws keep my answer when the connection drops?"
 

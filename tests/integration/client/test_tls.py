@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from llmws.client import Backoff, CertificateError, Client, ProtocolError, ReadableTokenWarning, trusting
+from llmws.client import Backoff, CertificateError, Client, ReadableTokenWarning, UnreachableError, trusting
 from llmws.client.discovery import local_server, state_dir
 from tests.integration.client.fake_server import FakeServer
 from tests.integration.client.harness import client, eventually
@@ -141,7 +141,7 @@ async def test_a_server_without_tls_is_told_from_one_that_is_gone():
         writer.close()
 
     async with stranger(refuse) as url:
-        with pytest.raises(ProtocolError, match="no TLS there"):
+        with pytest.raises(CertificateError, match="no TLS there"):
             await Client(url).open()
 
 
@@ -163,6 +163,13 @@ async def test_a_connection_that_is_lost_in_the_handshake_is_tried_again():
         assert not opening.done()
         opening.cancel()
         await asyncio.wait([opening])
+
+
+async def test_a_server_that_speaks_tls_alone_is_not_taken_for_one_that_is_gone(authority):
+    async with server_with(authority.issue("127.0.0.1")) as server:
+        address = server.url.replace("wss", "ws")
+        with pytest.raises(UnreachableError, match=f"perhaps it speaks TLS: https://127.0.0.1:{server.port}"):
+            await Client(address, connect_timeout_s=0.2).open()
 
 
 def test_a_token_that_can_be_read_on_its_way_is_warned_of():

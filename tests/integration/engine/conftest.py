@@ -10,8 +10,8 @@ import torch
 from llmws.config import LimitsSection, OptimizationSection
 from llmws.engine.local import LocalEngine
 from llmws.engine_api import ModelInfo, ModelLoaded, ModelRef
-from tests.contract.engine.listening import Listener
 from tests.integration.engine import tiny_models
+from tests.support.listening import Listener
 
 torch.set_num_threads(1)
 

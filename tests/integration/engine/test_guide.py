@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmws.engine_api import Chunk, GenerationRequest, ModelLoaded, ModelRef
 from llmws.protocol.messages import Sampling
-from tests.contract.engine.listening import whole
+from tests.support.listening import whole
 
 FOLDER = Path(__file__).parents[3] / "models" / "llmws-guide"
 GREEDY = Sampling(do_sample=False)

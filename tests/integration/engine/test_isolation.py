@@ -22,8 +22,8 @@ from llmws.engine.worker import Worker
 from llmws.engine_api import GenerationRequest, ModelRef
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
-from tests.contract.engine.listening import TIMEOUT_S, Listener
 from tests.integration.engine import tiny_models
+from tests.support.listening import TIMEOUT_S, Listener
 
 POISON = 301
 """A prompt with this token goes wrong, in the way that the network was told."""

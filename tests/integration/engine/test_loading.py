@@ -26,8 +26,8 @@ from llmws.engine_api import GenerationRequest, ModelFailed, ModelLoaded, ModelP
 from llmws.errors import LlmwsError, ModelInvalidError, ModelOutOfMemoryError
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
-from tests.contract.engine.listening import Listener
 from tests.integration.engine.tiny_models import EOS, tokenizer
+from tests.support.listening import Listener
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from llmws.engine.residency import Claim
 from llmws.engine.worker import Worker
 from llmws.engine_api import Chunk, GenerationRequest, ModelLoaded, ModelProgress, ModelUnloaded
 from llmws.protocol.messages import Sampling
-from tests.contract.engine.listening import Listener
 from tests.integration.engine.tiny_models import tokenizer
+from tests.support.listening import Listener
 
 GREEDY = Sampling(do_sample=False, ignore_eos=True)
 

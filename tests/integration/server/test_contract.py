@@ -12,7 +12,7 @@ from websockets.server import ServerProtocol
 
 from llmws.server.http import HttpProtocol
 from llmws.server.websocket import WebSocketProtocol
-from tests.integration.server.harness import Running
+from tests.support.echo_server import Running
 
 
 def parameters(function: object) -> set[str]:

@@ -14,7 +14,7 @@ from llmws.config import LimitsSection, ServerSection
 from llmws.server.http import HttpProtocol
 from llmws.server.listen import ACCEPTED_AT_ONCE
 from llmws.server.websocket import WebSocketProtocol
-from tests.integration.server.harness import TIMEOUT_S, Running, Serve
+from tests.support.echo_server import TIMEOUT_S, Running, Serve
 
 
 def in_memory(kind: type) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from llmws.config import ServerSection
-from tests.integration.server.harness import RawClient, Running, Serve
+from tests.support.echo_server import RawClient, Running, Serve
 
 
 async def answer(client: RawClient) -> dict[str, object]:

@@ -9,7 +9,8 @@ import socket
 from llmws.config import ServerSection
 from llmws.protocol import messages as m
 from llmws.server import listen
-from tests.integration.server.harness import PING, PONG, Running, Serve, frame
+from tests.support.echo_server import Running, Serve
+from tests.support.frames import PING, PONG, frame
 
 PAYLOAD = json.dumps({"data": "x" * 1000}).encode()
 

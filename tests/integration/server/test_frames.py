@@ -9,7 +9,8 @@ import websockets
 
 from llmws.config import LimitsSection
 from llmws.protocol import messages as m
-from tests.integration.server.harness import BINARY, CLOSE, CONT, PING, PONG, TEXT, RawClient, Running, Serve, frame
+from tests.support.echo_server import RawClient, Running, Serve
+from tests.support.frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, frame
 
 SMALL = LimitsSection(max_message_bytes=20_000)
 ACK = '{"type":"ack","seq":1}'

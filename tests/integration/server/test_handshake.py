@@ -8,7 +8,7 @@ import pytest
 import websockets
 from websockets.exceptions import InvalidStatus
 
-from tests.integration.server.harness import Running, Serve
+from tests.support.echo_server import Running, Serve
 
 
 def bearer_offer(token: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llmws.access import Identity
-from tests.integration.server.harness import CLOSE, Running
+from tests.support.echo_server import Running
+from tests.support.frames import CLOSE
 
 
 async def test_revoking_a_token_closes_its_live_connections(running: Running) -> None:

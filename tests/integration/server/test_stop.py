@@ -11,7 +11,7 @@ import pytest
 
 from llmws.errors import ConfigError
 from llmws.server import listen
-from tests.integration.server.harness import TIMEOUT_S, RawClient, Running
+from tests.support.echo_server import TIMEOUT_S, RawClient, Running
 
 
 async def status(client: RawClient, path: str, port: int) -> int:

@@ -18,8 +18,8 @@ from llmws.config import LimitsSection, ServerSection
 from llmws.errors import ConfigError
 from llmws.server.http import READ_BYTES
 from llmws.server.tls import tls_context
-from tests.integration.server.harness import TIMEOUT_S, RawClient, Running, Serve
 from tests.support.certificates import Authority
+from tests.support.echo_server import TIMEOUT_S, RawClient, Running, Serve
 
 
 @pytest.fixture(scope="module")

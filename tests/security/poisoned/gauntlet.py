@@ -39,7 +39,7 @@ from llmws.errors import printable
 from llmws.prompt.limits import Limits
 from llmws.prompt.renderer import ProcessRenderer
 from llmws.protocol.messages import Sampling
-from tests.contract.engine.listening import Listener
+from tests.support.listening import Listener
 
 WAIT_S = 30.0
 LIMITS = Limits(memory_bytes=384 * 2**20, base_s=1.0, per_mib_s=0.0)

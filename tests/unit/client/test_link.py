@@ -64,8 +64,15 @@ def test_final_close_codes_have_their_errors(code, kind):
     assert type(from_close(code, "why")) is kind
 
 
-@pytest.mark.parametrize("status", [403, 421])
-def test_a_name_that_the_server_does_not_answer_to_says_what_to_do(status):
-    error = _refusal("ws://h", status)
-    assert type(error) is ProtocolError
-    assert "list it in server.hosts" in str(error)
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (421, b"x", "ws://h: the server does not answer to this name; list it in server.hosts on the server"),
+        (403, b"only proxies\x1b[2J\n", "ws://h: only proxies[2J (HTTP status 403)"),
+        (403, b"", "ws://h: the server refuses the connection (HTTP status 403)"),
+        (403, b"x" * 999, f"ws://h: {'x' * 200} (HTTP status 403)"),
+    ],
+)
+def test_a_refusal_says_what_to_do_or_what_the_server_says(status, body, said):
+    error = _refusal("ws://h", status, body)
+    assert (type(error), str(error)) == (ProtocolError, said)

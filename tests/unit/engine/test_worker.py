@@ -20,8 +20,8 @@ from llmws.engine_api import (
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
 from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
-from tests.contract.engine.listening import TIMEOUT_S, Listener
-from tests.contract.engine.scripted_runner import ALPHABET, HELD_BYTES, NEED_BYTES, AlphabetLoader
+from tests.support.listening import TIMEOUT_S, Listener
+from tests.support.scripted_runner import ALPHABET, HELD_BYTES, NEED_BYTES, AlphabetLoader
 
 
 def ref(name):

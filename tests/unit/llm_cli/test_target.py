@@ -185,6 +185,14 @@ def test_an_authority_that_cannot_be_used_is_said(local, authority, argv, messag
         choose(parse(["--tls-ca", str(authority), *argv]), None)
 
 
+def test_the_server_is_named_again_as_it_was_but_for_the_token(local, authority, tmp_path):
+    """So that the line which leads back to a session can be pasted, and no secret is in it."""
+    files = ["--token-file", str(tmp_path / "token"), "--tls-ca", str(authority)]
+    named = ["--host", "far", "--port", "9"]
+    assert choose(parse(["--url", "https://far", *files]), None).arguments == ("--url", "https://far", *files)
+    assert choose(parse([*named, "--token", "secret"]), None).arguments == tuple(named)
+
+
 @pytest.mark.parametrize(
     ("argv", "is_readable"),
     [

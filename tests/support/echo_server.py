@@ -1,23 +1,33 @@
-"""Sessions that echo, a server that listens before them, and a client that can misbehave."""
+"""Sessions that echo, a server that listens before them, and a client that can misbehave.
+
+`serve` and `running` are fixtures, for the conftest of a folder whose tests want them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import ssl
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
+from llmws.access import Identity
+from llmws.config import LimitsSection, ServerSection
 from llmws.protocol import encode
 from llmws.protocol import messages as m
 from llmws.server import listen
 from llmws.server.ports import Sink
 from tests.support.credentials import FixedCredentials
+from tests.support.frames import BINARY, CLOSE, PING, TEXT, frame, reset_at_end
 
 TOKEN = "llmws_test_token"
 TIMEOUT_S = 10.0
-TEXT, BINARY, CLOSE, PING, PONG, CONT = 1, 2, 8, 9, 10, 0
 
 
 class EchoSessions:
@@ -130,22 +140,8 @@ class RawClient:
 
     def reset(self) -> None:
         """Ends the connection by RST."""
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_at_end(self.writer.get_extra_info("socket"))
         self.writer.transport.abort()
-
-
-def frame(data: bytes, *, opcode: int = TEXT, fin: bool = True, mask: bool = True) -> bytes:
-    """One frame on the wire; the mask is zero, so that the payload stays as it is."""
-    head = bytes([(0x80 if fin else 0) | opcode])
-    bit = 0x80 if mask else 0
-    if len(data) < 126:
-        head += bytes([bit | len(data)])
-    elif len(data) < 65536:
-        head += bytes([bit | 126]) + struct.pack("!H", len(data))
-    else:
-        head += bytes([bit | 127]) + struct.pack("!Q", len(data))
-    return head + (b"\0\0\0\0" if mask else b"") + data
 
 
 @dataclass
@@ -195,3 +191,54 @@ class Running:
 
 
 Serve = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts servers; stops them after the test and sees that they leave nothing behind."""
+    running: list[Running] = []
+
+    async def start(
+        *,
+        server: ServerSection | None = None,
+        limits: LimitsSection | None = None,
+        auth: bool = True,
+        tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Running:
+        sessions = EchoSessions()
+        credentials = FixedCredentials({TOKEN if auth else None: Identity("local", "admin", "first")})
+        door = listen.Server(
+            listener=listen.bind("127.0.0.1", 0),
+            sessions=sessions,
+            credentials=credentials,
+            server=server or ServerSection(),
+            limits=limits or LimitsSection(),
+            tls=tls,
+            clock=clock,
+        )
+        task = asyncio.create_task(door.run())
+        async with asyncio.timeout(TIMEOUT_S):
+            await door.started.wait()
+        running.append(Running(door, sessions, task, [], credentials=credentials))
+        return running[-1]
+
+    yield start
+    for one in running:
+        for client in one.clients:
+            client.writer.transport.abort()
+        one.server.stop()
+    for one in running:
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.timeout(TIMEOUT_S):
+                await one.task
+        attached = sorted(call[1:2] for call in one.sessions.calls if call[0] == "attach")
+        detached = sorted(call[1:2] for call in one.sessions.calls if call[0] == "detach")
+        assert detached == attached
+        assert one.server.connections == 0
+
+
+@pytest.fixture
+async def running(serve: Serve) -> Running:
+    """One server with the default limits."""
+    return await serve()
