@@ -14,7 +14,8 @@ from llmws.server.page import load_page
 from llmws.store.tokens import TokenFile
 from tests.support.browser import Browser
 from tests.support.certificates import Authority
-from tests.support.terminal import DEADLINE_S, ROOT, Terminal, environment
+from tests.support.paths import ROOT
+from tests.support.terminal import DEADLINE_S, Terminal, environment
 
 SERVER = (sys.executable, str(ROOT / "tests/support/scripted_server.py"))
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from tests.support.real_server import ROOT
+from tests.support.paths import ROOT
 
 TIMEOUT_S = 120
 

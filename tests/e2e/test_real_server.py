@@ -17,7 +17,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.real_server import ROOT, LoudServer, RealServer
+from tests.support.paths import ROOT
+from tests.support.real_server import LoudServer, RealServer
 
 TIMEOUT_S = 60
 CANARY = "zanzibar-quartz-1789"

@@ -34,8 +34,9 @@ from llmws.store.folder import Site, unix_ms
 from llmws.store.keys import load_keys
 from llmws.store.writer import FileStore
 from tests.faults.spoken import token_text
+from tests.support.paths import ROOT
 from tests.support.scripted_server import OneModel, StillProbe
-from tests.support.stages import GUIDE, ROOT, ScriptedPrompts
+from tests.support.stages import GUIDE, ScriptedPrompts
 
 START_TIMEOUT_S = 30
 STEP_S = 0.001

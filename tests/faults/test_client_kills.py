@@ -18,7 +18,8 @@ from tests.faults.journal import Asked, read
 from tests.faults.judge import judge
 from tests.faults.spoken import spoken
 from tests.faults.streaming_server import StreamingServer, running
-from tests.support.terminal import ROOT, command, environment
+from tests.support.paths import ROOT
+from tests.support.terminal import command, environment
 
 TIMEOUT_S = 30
 SIZE_BYTES = 10

@@ -20,7 +20,7 @@ from llmws.store.rotation import open_site, references
 from tests.faults.streaming_server import START_TIMEOUT_S, StreamingServer, running
 from tests.faults.tally import Tally
 from tests.faults.users import User, scripted
-from tests.support.stages import ROOT
+from tests.support.paths import ROOT
 
 KIND = "keys being rotated"
 

@@ -23,8 +23,8 @@ from tests.fuzz.hunt import HANG_S, HAS_ATHERIS
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.watch import Counts, counts_in
+from tests.support.paths import ROOT
 
-ROOT: Final = Path(__file__).parents[2]
 GRACE_S: Final = 2 * HANG_S
 
 

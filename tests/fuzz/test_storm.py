@@ -5,14 +5,13 @@ import json
 import logging
 import sys
 import time
-from pathlib import Path
 from typing import Final
 
 from llmws.config import ServerSection
 from llmws.server.door import MESSAGES_PER_S
 from tests.fuzz.watch import MAX_STEP_S
+from tests.support.paths import ROOT
 
-ROOT: Final = Path(__file__).parents[2]
 END_S: Final = 60.0
 PAUSE_S: Final = 10 / MESSAGES_PER_S
 SEED: Final = 1

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+from tests.support.paths import ROOT
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from guide import report  # noqa: E402  (the tools folder is put on the path above)
+from guide import report  # noqa: E402  (needs torch)
 from guide.data import (  # noqa: E402
     HERE,
     REFUSAL,

@@ -23,8 +23,8 @@ from llmws.catalog.catalog import Catalog
 from llmws.engine.scripted import ScriptedEngine, Step
 from llmws.prompt.renderer import ProcessRenderer
 from llmws.store.tokens import TokenFile
+from tests.support.paths import ROOT
 from tests.support.scripted_server import StillProbe
-from tests.support.stages import ROOT
 
 TIMEOUT_S = 30
 REPLY = ("reply-zanzibar ", "\x1b]0;owned\x07", "\x1b[2J\x1b[31m", "\x9b31m", "\u202edrow\u202c", "\rover", " end")

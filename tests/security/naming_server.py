@@ -17,8 +17,8 @@ from llmws import app, config, places
 from llmws.catalog.catalog import Catalog
 from llmws.engine.scripted import ScriptedEngine, Step
 from llmws.prompt.renderer import ProcessRenderer
+from tests.support.paths import ROOT
 from tests.support.scripted_server import StillProbe
-from tests.support.stages import ROOT
 
 EVENTS = ("open", "os.", "shutil.", "glob.", "tempfile.", "pathlib.")
 OWN = ("models", "state", "xdg", "config.json", "touched")

@@ -18,7 +18,7 @@ from tests.security import naming_server
 from tests.security.box import Line
 from tests.security.poisoned.folders import tiny_llama
 from tests.support.hostile_names import HOSTILE
-from tests.support.stages import ROOT
+from tests.support.paths import ROOT
 
 TIMEOUT_S = 30
 

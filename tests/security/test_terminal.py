@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.security.box import Box
-from tests.support.stages import ROOT
+from tests.support.paths import ROOT
 from tests.support.terminal import command, environment
 
 OBEYED = (b"\x1b]0;", b"\x1b[2J", b"\x1b[31m", b"\x07", "\x9b".encode(), "\u202e".encode(), b"\rover")

@@ -31,8 +31,8 @@ from llmws.session.state import HubSettings
 from llmws.store.memory import MemoryDisk, MemoryStore
 from llmws.store_api import Append, Compact, Create, Delete, DropBuffer, Keep, Open, Read
 from llmws.store_api import Close as CloseSession
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TOKEN = "llmws_test_token"
 GUIDE = ModelRef(
     name="llmws-guide", path="models/llmws-guide", location="/models/llmws-guide", size_bytes=1000, source="models"

@@ -8,7 +8,8 @@ import pytest
 from llmws.client.discovery import local_servers
 from tests.integration.client.fake_server import FakeServer
 from tests.support.certificates import Authority, serving
-from tests.support.terminal import ROOT, Terminal, run
+from tests.support.paths import ROOT
+from tests.support.terminal import Terminal, run
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import msgspec
 from tests.faults.chaos.asking import Plan, journal_path
 from tests.faults.killable_server import KillableServer
 from tests.support.fault_proxy import FaultProxy, draw
-from tests.support.stages import ROOT
+from tests.support.paths import ROOT
 
 REACH_BYTES = 30_000
 LASTING_S = 3.0

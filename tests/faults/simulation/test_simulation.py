@@ -15,9 +15,9 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 from tests.faults.simulation.world import simulate
+from tests.support.paths import ROOT
 
 FIGURES = (
     "requests", "events", "connections", "resumes", "resets", "cuts", "kills", "stops", "disk faults", "clock jumps",
@@ -26,8 +26,6 @@ FIGURES = (
 REPEATED = (3, 15, 27)
 FEW = 100
 """Of more histories than this all are run, whatever is found."""
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_whatever_fails_everybody_gets_every_answer_once_and_nothing_is_left(simulation_seeds):

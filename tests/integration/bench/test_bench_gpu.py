@@ -5,14 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
 from bench.figures import Figure, Report, figure
 from bench.gpu import __main__ as program
-
-ROOT = Path(__file__).parents[3]
+from tests.support.paths import ROOT
 
 
 def test_a_toy_is_loaded_stepped_and_compared(tmp_path) -> None:

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from tests.integration.prompt.harness import WAIT_S, helpers_of
+from tests.support.paths import ROOT
 from tests.support.real_server import RealServer
 
-ROOT = Path(__file__).parents[3]
 CONFINED = """
 import os, resource, sys
 from llmws.prompt.confinement import allow_cpu, confine, give_memory_back

@@ -20,8 +20,7 @@ from llmws.prompt import model_text
 from llmws.prompt.limits import Limits
 from llmws.protocol import ErrorCode
 from tests.integration.prompt.harness import WAIT_S, Helper, Renderer, StuckModel, good_model, helpers_of
-
-ROOT = Path(__file__).parents[3]
+from tests.support.paths import ROOT
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from tests.security.poisoned.firing import FIRES, UNPROVABLE
 from tests.security.poisoned.folders import tiny_llama
 from tests.security.poisoned.gauntlet import Report, Result
 from tests.security.poisoned.repositories import POISONS
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 WAIT_S = 240.0
 
 

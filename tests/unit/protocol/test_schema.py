@@ -11,9 +11,9 @@ import pytest
 
 from llmws.protocol import CloseCode, ErrorCode, decode, decode_server, encode, schema
 from llmws.protocol import messages as m
+from tests.support.paths import ROOT
 from tools import generate_docs
 
-ROOT = Path(__file__).parents[3]
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text()
 EXAMPLES = re.findall(r"^([CS]) (\{.*\})$", PROTOCOL, re.MULTILINE)
 DEFINITIONS = schema.json_schema()["$defs"]
