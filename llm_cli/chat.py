@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from llm_cli import exits
 from llm_cli.bookmark import Bookmarks
 from llm_cli.conversation import Conversation, shown_of
-from llm_cli.render import Renderer
+from llm_cli.render import Renderer, clean_line
 from llm_cli.screen import Screen
 from llm_cli.show import Shown, TextDisplay
 from llm_cli.target import Target
@@ -112,6 +113,11 @@ class Chat:
     def client(self) -> Client:
         """The present session's client."""
         return self.conversation.client
+
+    @property
+    def way_back(self) -> str:
+        """The command by which a later `llm` goes on with the present session."""
+        return clean_line(shlex.join(["llm", "--session", self.client.session_id or "", *self._target.arguments]))
 
     @property
     def is_online(self) -> bool:

@@ -20,6 +20,7 @@ from llm_cli.scribe import scribe
 from llm_cli.show import Shown
 from llmws.client import CertificateError, ReadableTokenWarning, image_file
 from llmws.client.images import MAX_IMAGES
+from llmws.client.link import READABLE_ON_THE_WAY
 from llmws.client.requests import sampling
 from llmws.protocol.messages import Image, Sampling
 
@@ -99,7 +100,7 @@ async def _main(
 
 def _warn(server: target.Target) -> None:
     if server.is_readable_on_the_way:
-        _say(f"the token can be read on its way to {server.url}; use https:// or wss://, or a tunnel")
+        _say(READABLE_ON_THE_WAY.format(url=server.url))
         warnings.simplefilter("ignore", ReadableTokenWarning)  # said once, in our own words
 
 

@@ -211,7 +211,7 @@ class Repl:
             self._status = exits.status_of(failure)
             self._say(exits.explain(failure))
         if self._chat.conversation.was_used:
-            self._note(f"to come back: llm --session {self._chat.client.session_id}")
+            self._say(dim(f"to come back: {self._chat.way_back}"))  # not wrapped: it is to be pasted
         return self._status
 
     # --- the screen ------------------------------------------------------------------------------------------------

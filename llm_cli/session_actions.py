@@ -53,12 +53,12 @@ def _show_session(chat: Chat) -> None:
     elif chat.conversation.is_temporary:
         chat.say(f"session {session_id}, a temporary one: it is deleted when it is left")
     else:
-        chat.say(f"session {session_id}\nto come back: llm --session {session_id}")
+        chat.say(f"session {session_id}\nto come back: {chat.way_back}")
 
 
 async def _new(chat: Chat, _argument: str) -> None:
     if chat.conversation.was_used:
-        chat.say(f"to come back to this session: llm --session {chat.client.session_id}")
+        chat.say(f"to come back to this session: {chat.way_back}")
     await chat.go_to(None)
 
 

@@ -11,7 +11,7 @@ from llm_cli.arguments import DEFAULT_PORT, Options
 from llm_cli.bookmark import Record
 from llmws.client import trusting
 from llmws.client.discovery import LocalServer, local_servers
-from llmws.client.link import is_loopback, is_readable_on_the_way, websocket_url
+from llmws.client.link import is_readable_on_the_way, stays_here, websocket_url
 
 
 class Target(NamedTuple):
@@ -22,12 +22,14 @@ class Target(NamedTuple):
         token: for it; None where none is known.
         is_discovered: whether it was found on this account, not named by anybody.
         tls: which certificates are believed there; None for those of the machine's authorities.
+        arguments: what names it, and the files for it, on the command line.
     """
 
     url: str
     token: str | None
     is_discovered: bool = False
     tls: ssl.SSLContext | None = None
+    arguments: tuple[str, ...] = ()
 
     @property
     def is_readable_on_the_way(self) -> bool:
@@ -47,28 +49,37 @@ def choose(options: Options, record: Record | None) -> Target:
         CertificateError: the certificate of this account's server cannot be read.
     """
     servers = local_servers()
-    is_discovered = False
-    scheme = "ws" if options.tls_ca is None else "wss"
-    if options.url is not None:
-        url = options.url if "://" in options.url else f"{scheme}://{options.url}"
-    elif options.host is not None or options.port is not None:
-        url = _address(scheme, options.host or "127.0.0.1", options.port or DEFAULT_PORT)
-    elif record is not None and not (servers and _has_moved(record, servers)):
-        url, is_discovered = record.url, record.is_discovered
-    elif servers:
-        url, is_discovered = servers[0].ws_url, True
-    else:
-        url = _address(scheme, "127.0.0.1", DEFAULT_PORT)
-    url = websocket_url(url)
+    url, is_discovered = _address(options, record, servers)
     own = _own(url, servers)
     if own is not None and (is_discovered or own.tls_cert is not None):
         # Whether it speaks TLS only it knows; what somebody named with TLS never goes without.
         url = urlsplit(url)._replace(scheme=urlsplit(own.ws_url).scheme).geturl()
-    return Target(url, _token(options, own), is_discovered, _tls(options, url, own))
+    return Target(url, _token(options, own), is_discovered, _tls(options, url, own), _as_named(options))
 
 
-def _address(scheme: str, host: str, port: int) -> str:
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+def _address(options: Options, record: Record | None, servers: list[LocalServer]) -> tuple[str, bool]:
+    """Where the server is, and whether it was found on this account."""
+    if options.url is None and options.host is None and options.port is None:
+        if record is not None and not (servers and _has_moved(record, servers)):
+            return websocket_url(record.url), record.is_discovered
+        if servers:
+            return websocket_url(servers[0].ws_url), True
+    host = options.host or "127.0.0.1"
+    authority = f"[{host}]" if ":" in host else host
+    address = options.url if options.url is not None else f"{authority}:{options.port or DEFAULT_PORT}"
+    return websocket_url(address, default_scheme="ws" if options.tls_ca is None else "wss"), False
+
+
+def _as_named(options: Options) -> tuple[str, ...]:
+    """What names the server on the command line; without a token itself, which stays in no terminal's history."""
+    given = {
+        "--url": options.url,
+        "--host": options.host,
+        "--port": options.port,
+        "--token-file": options.token_file,
+        "--tls-ca": options.tls_ca,
+    }
+    return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
 
 
 def _has_moved(record: Record, servers: list[LocalServer]) -> bool:
@@ -84,9 +95,7 @@ def _own(url: str, servers: list[LocalServer]) -> LocalServer | None:
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "wss" else 80)
     for server in servers:
-        is_there = urlsplit(server.ws_url).hostname == parts.hostname or (
-            is_loopback(url) and is_loopback(server.ws_url)
-        )
+        is_there = urlsplit(server.ws_url).hostname == parts.hostname or (stays_here(url) and stays_here(server.ws_url))
         if is_there and server.port == port:
             return server
     return None

@@ -22,7 +22,7 @@ from llmws.client.connection import Collectable, Connection, Notice
 from llmws.client.discovery import local_server
 from llmws.client.errors import ClientError, UnreachableError
 from llmws.client.generation import Generation
-from llmws.client.link import is_readable_on_the_way, websocket_url
+from llmws.client.link import READABLE_ON_THE_WAY, is_readable_on_the_way, websocket_url
 from llmws.client.questions import CALL_TIMEOUT_S, Questions, Reply
 from llmws.client.requests import SamplingValue
 from llmws.client.session import Session
@@ -95,8 +95,7 @@ class Client(Questions):
         if tls is not None and not self.url.startswith("wss:"):
             raise ValueError(f"{url} is no address with TLS; such a one begins with https:// or wss://")
         if token is not None and is_readable_on_the_way(self.url):
-            text = f"the token can be read on its way to {url}; use https:// or wss://, or a tunnel"
-            warnings.warn(text, ReadableTokenWarning, stacklevel=2)
+            warnings.warn(READABLE_ON_THE_WAY.format(url=url), ReadableTokenWarning, stacklevel=2)
         self._connect_timeout_s = connect_timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
         self._listen = listen or (lambda _notice: None)

@@ -12,7 +12,7 @@ import ipaddress
 import os
 import socket
 import ssl
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
@@ -32,8 +32,12 @@ CLOSE_TIMEOUT_S: Final = 2.0
 MAX_FRAME_BYTES: Final = 32 * 2**20
 """Largest frame taken: a snapshot holds whole answers, a page of history 200 messages."""
 
+READABLE_ON_THE_WAY: Final = "the token can be read on its way to {url}; use https:// or wss://, or a tunnel"
+
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding a frame may raise; the last for one that is nested very deeply."""
+MOST_SAID: Final = 200
+"""So many characters of a refusal are shown; a proxy may answer with a whole page."""
 _TRANSIENT_STATUS: Final = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -49,16 +53,16 @@ class LostError(Exception):
         self.code = code
 
 
-def websocket_url(address: str) -> str:
+def websocket_url(address: str, *, default_scheme: Literal["ws", "wss"] = "ws") -> str:
     """The WebSocket URL for what a person or a ready file calls the server's address.
 
-    `http` and `ws` schemes, or none, are taken; without a path it is `/v1/ws`.
+    `http` and `ws` schemes, also with TLS, are taken, and none for `default_scheme`; without a path it is `/v1/ws`.
 
     Raises:
         ValueError: the address is not one.
     """
     try:
-        parts = urlsplit(address if "://" in address else f"ws://{address}")
+        parts = urlsplit(address if "://" in address else f"{default_scheme}://{address}")
         scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
         is_address = scheme is not None and _is_host(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
@@ -75,7 +79,7 @@ def _is_host(name: str | None) -> bool:
     return ":" in name or all(0 < len(label.encode("idna")) < 64 for label in name.removesuffix(".").split("."))
 
 
-def is_loopback(url: str) -> bool:
+def stays_here(url: str) -> bool:
     """Whether what is sent to this URL stays on this machine."""
     name = urlsplit(url).hostname or ""
     try:
@@ -86,7 +90,7 @@ def is_loopback(url: str) -> bool:
 
 def is_readable_on_the_way(url: str) -> bool:
     """Whether others can read a token that is sent to this WebSocket URL: it leaves the machine, and without TLS."""
-    return urlsplit(url).scheme == "ws" and not is_loopback(url)
+    return urlsplit(url).scheme == "ws" and not stays_here(url)
 
 
 class Link:
@@ -196,7 +200,7 @@ async def _connect(url: str, tls: ssl.SSLContext | None, heartbeat_s: float) -> 
             subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
             compression=None,
             # A token must not travel through a proxy on its way to this very machine.
-            proxy=None if is_loopback(url) else True,
+            proxy=None if stays_here(url) else True,
             ssl=(tls or True) if url.startswith("wss:") else None,
             open_timeout=OPEN_TIMEOUT_S,
             ping_interval=heartbeat_s,
@@ -205,16 +209,17 @@ async def _connect(url: str, tls: ssl.SSLContext | None, heartbeat_s: float) -> 
             max_size=MAX_FRAME_BYTES,
         )
     except InvalidStatus as error:
-        raise _refusal(url, error.response.status_code) from None
+        raise _refusal(url, error.response.status_code, bytes(error.response.body or b"")) from None
     except ssl.SSLCertVerificationError as error:
         is_pinned = tls is not None and not tls.check_hostname
         raise CertificateError(f"{url}: {trust.refused(error, is_pinned=is_pinned)}") from None
     except ssl.SSLError as error:
         why = "no TLS there" if error.reason == "WRONG_VERSION_NUMBER" else f"TLS failed ({error.reason})"
-        raise ProtocolError(f"{url}: {why}") from None
+        raise CertificateError(f"{why} at {url}") from None
     except InvalidMessage as error:
         if isinstance(error.__cause__, EOFError):
-            raise LostError("the server closed the connection during the upgrade") from None
+            perhaps = "" if url.startswith("wss:") else f"; perhaps it speaks TLS: {_with_tls(url)}"
+            raise LostError(f"the server closed the connection during the upgrade{perhaps}") from None
         raise ProtocolError(f"{url}: no WebSocket server answers there") from None
     except (InvalidProxy, ImportError) as error:
         raise ProtocolError(f"{url}: the proxy that the environment names cannot be used: {error}") from None
@@ -233,13 +238,21 @@ def _words(error: OSError) -> str:
     return os.strerror(error.errno)
 
 
-def _refusal(url: str, status: int) -> ClientError | LostError:
-    """What an HTTP status instead of the upgrade means."""
+def _with_tls(url: str) -> str:
+    """What a person would call the server if it spoke TLS."""
+    return f"https://{urlsplit(url).netloc}"
+
+
+def _refusal(url: str, status: int, body: bytes) -> ClientError | LostError:
+    """What an HTTP status instead of the upgrade means; the server's own sentence may be in the body."""
     if status in _TRANSIENT_STATUS:
         return LostError(f"the server answered with HTTP status {status}")
     if status == 401:
         return UnauthorizedError("the server wants a valid token")
-    if status in (403, 421):
+    if status == 403:
+        said = "".join(char for char in body.decode(errors="replace")[:MOST_SAID] if char.isprintable())
+        return ProtocolError(f"{url}: {said or 'the server refuses the connection'} (HTTP status 403)")
+    if status == 421:
         return ProtocolError(f"{url}: the server does not answer to this name; list it in server.hosts on the server")
     return ProtocolError(f"{url}: no llmws server answers there (HTTP status {status})")
 

@@ -83,15 +83,15 @@ class HostPolicy(msgspec.Struct, frozen=True, kw_only=True):
             return True
         # Any port on loopback: a tunnel ends on a port of its own, and a name that can only mean this machine is what
         # DNS rebinding lacks. Pages of its other ports are foreign by their Origin.
-        return _is_loopback(name) or (port == self.port and name == _as_authority(self.bind_host))
+        return _is_this_machine(name) or (port == self.port and name == _as_authority(self.bind_host))
 
 
 def is_loopback(host: str) -> bool:
     """Whether a bind address, `localhost` or an IP address without brackets, is reachable from this machine only."""
-    return _is_loopback(_as_authority(host) or host.lower())
+    return _is_this_machine(_as_authority(host) or host.lower())
 
 
-def _is_loopback(name: str) -> bool:
+def _is_this_machine(name: str) -> bool:
     if name == "localhost":
         return True
     address = canonical(name)

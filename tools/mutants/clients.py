@@ -60,7 +60,7 @@ MUTANTS = [
     Mutant(
         "a token is sent unencrypted without a word",
         "llmws/client/link.py",
-        'return urlsplit(url).scheme == "ws" and not is_loopback(url)',
+        'return urlsplit(url).scheme == "ws" and not stays_here(url)',
         "return False",
         f"{TLS} {TARGET}",
     ),
@@ -74,8 +74,8 @@ MUTANTS = [
     Mutant(
         "the token of a server on another address goes to who listens on loopback",
         "llm_cli/target.py",
-        "(\n            is_loopback(url) and is_loopback(server.ws_url)\n        )",
-        "is_loopback(url)",
+        "(stays_here(url) and stays_here(server.ws_url))",
+        "stays_here(url)",
         TARGET,
     ),
     Mutant(
@@ -112,6 +112,20 @@ MUTANTS = [
         "            _remove(site, session_id)  # on a full disk",
         "            pass  # on a full disk",
         "tests/unit/store/test_folder.py -k creation_that_failed",
+    ),
+    Mutant(
+        "the way back to a session leaves out where it is",
+        "llm_cli/target.py",
+        "_tls(options, url, own), _as_named(options))",
+        "_tls(options, url, own))",
+        TARGET,
+    ),
+    Mutant(
+        "whatever the server refuses is the code's fault",
+        PAGE,
+        "if (reply.status === 401) {",
+        "if (reply.status >= 400) {",
+        f"{BROWSER} -k servers_words",
     ),
     Mutant(
         "the code stays in the address",

@@ -20,7 +20,7 @@ _SOURCE = _SECURITY + "test_source.py"
 
 MUTANTS = [
     Mutant("a Host only has to begin like an own one", "llmws/server/hosts.py", "        match = _AUTHORITY.fullmatch(authority)", "        match = _AUTHORITY.match(authority)", _REQUESTS),
-    Mutant("any name that begins with a loopback address is loopback", "llmws/server/hosts.py", "        return _is_loopback(name) or (", '        return name.startswith(("127.", "localhost")) or (', _PAGES),
+    Mutant("any name that begins with a loopback address is loopback", "llmws/server/hosts.py", "        return _is_this_machine(name) or (", '        return name.startswith(("127.", "localhost")) or (', _PAGES),
     Mutant("of two names in one Host the first counts", "llmws/server/hosts.py", '        host = hosts[0].lower() if len(hosts) == 1 else ""', '        host = hosts[0].lower().split(",")[0] if hosts else ""', _REQUESTS),
     Mutant("an Origin only has to begin like the own one", "llmws/server/hosts.py", "        if _as_origin(origin) in {", '        if origin.startswith(f"{scheme}://{host}") or _as_origin(origin) in {', _PAGES),
     Mutant("pages of loopback's other ports are ours", "llmws/server/hosts.py", "        if _as_origin(origin) in {", '        if origin.startswith("http://localhost") or _as_origin(origin) in {', _TABLE),
