@@ -17,6 +17,8 @@ class Story:
         self.floor = 0
         """The newest acknowledgement of an owner."""
         self.may_have_expired = False
+        self.has_lost_power = False
+        """Whether the server may know less than it has sent, as at the level `os` only ends are sure to be kept."""
         self.is_old_copy = False
         """Whether the server was given an old copy of its files, so that it may have to start over."""
 
@@ -93,6 +95,8 @@ class ModelClient:
         if self.is_resetting and story.is_old_copy:
             self.terminals = {}
             return
+        if self.is_resetting and story.has_lost_power and message["reason"] == "client_ahead":
+            return
         if self.is_resetting:
             assert message["reason"] == "below_floor", f"a needless reset: {message['reason']}"
             assert self.last_seq < story.floor, "a reset though nothing was missing"
@@ -113,6 +117,7 @@ class ModelClient:
             has_started = request["state"] == "running" or request["next_index"] > 0
             if has_started and request_id not in self.started:
                 self.started.append(request_id)
+            assert request_id not in self.terminals or request.get("terminal") is not None, "an end was taken back"
             self.texts[request_id] = request["text"]
             self.next_index[request_id] = request["next_index"]
             if request.get("terminal") is not None:

@@ -23,6 +23,7 @@ from llmws.client.connection import Connected, Notice
 from llmws.client.errors import (
     GenerationError,
     RequestRejectedError,
+    ServerFaultError,
     TakenOverError,
     UnreachableError,
     WithdrawnError,
@@ -40,6 +41,7 @@ MOST_ASKED = 25
 REFUSALS = {"queue_full", "rate_limited", "no_model", "model_loading", "duplicate", "buffer_full"}
 TRANSIENT = {1000, 1005, 1006, 1011, 1012, 4409, 4500, 4503, 4504, 4510}
 """How a connection may end; 4409, for the other device has the session now."""
+FINISHED = {"stop", "length", "cancelled", "interrupted"}
 ENDS = {"stop", "length", "cancelled", "interrupted", "model_failed", "buffer_full", "storage_failed"}
 
 
@@ -49,10 +51,15 @@ class World(Protocol):
     loop: VirtualLoop
     seen: Counter[str]
 
+    has_forgotten: bool
+    """Whether a loss of power may have taken events that were sent, though no request and no end."""
+
     @property
     def is_calm(self) -> bool: ...
 
     def note(self, who: str, what: str) -> None: ...
+
+    def kept(self, session_id: str, requests: set[str]) -> set[str]: ...
 
     async def come_up(self) -> None: ...
 
@@ -104,6 +111,10 @@ class Person:
         self.name = name
         self.story = Story()
         self.questions = Questions(world, name, rng)
+        self.accepted: set[str] = set()
+        self._lines: list[list[str]] = []
+        self._starts: dict[str, tuple[int, int]] = {}
+        self._history: dict[str, Any] | None = None
         self.devices = [
             Device(self, kind, mode, random.Random(f"{rng.random()}"))
             for kind, mode in (("phone", "takeover"), ("laptop", "takeover"), ("page", "observe"))
@@ -121,6 +132,10 @@ class Person:
                 await device.visit_until(lambda device=device: device.model.last_seq >= phone.model.last_seq)
         if self.story.has_asked:
             await phone.visit_until(lambda: self.story.floor >= phone.model.last_seq and phone.acked_all)
+            self._history = None
+            await phone.visit_until(lambda: self._history is not None)
+            self._compare_history()
+        self._check_order()
         for device in self.devices:
             for request_id in device.model.started:
                 # A device that was away when the end was acknowledged has only the beginning.
@@ -131,10 +146,18 @@ class Person:
         """What a message means for the questions, whichever device it came to."""
         request_id = message.get("request_id")
         questions = self.questions
+        if message["type"] == "welcome":
+            self._lines.append([each["request_id"] for each in message["requests"]])
+        elif message["type"] == "history":
+            self._history = message
         if request_id is None:
             return
         if "seq" in message or message["type"] == "queue":
             self.story.has_asked = True
+            self.accepted.add(request_id)
+        if message["type"] == "start":
+            position = message["epoch"], message["seq"]
+            self._starts[request_id] = max(position, self._starts.get(request_id, position))
         if message["type"] in ("done", "error") and "seq" in message:
             questions.ends[request_id] = message.get("finish_reason") or message["code"]
         elif message["type"] == "error":
@@ -143,6 +166,28 @@ class Person:
             assert is_late_cancel or code in REFUSALS, f"refused: {message}"
             if code == "duplicate":
                 questions.ends.setdefault(request_id, "known")
+
+    def _check_order(self) -> None:
+        """Whoever waited before another has started before it."""
+        for line in self._lines:
+            starts = [self._starts[each] for each in line if each in self._starts]
+            assert starts == sorted(starts), f"out of turn: {line}"
+
+    def _compare_history(self) -> None:
+        """The conversation has every question once, and says of each answer what was said as it came."""
+        assert self._history is not None
+        messages, ends = self._history["messages"], self.questions.ends
+        asked = [each["request_id"] for each in messages if each["role"] == "user"]
+        assert sorted(asked) == sorted(self.questions.asked), "the conversation has other questions"
+        answers = {each["request_id"]: each for each in messages if each["role"] == "assistant"}
+        assert len(asked) + len(answers) == len(messages), "an answer is twice in the conversation"
+        for request_id, answer in answers.items():
+            assert ends[request_id] in (answer["finish_reason"], "known")
+            self.questions.check(request_id, answer["content"], answer["finish_reason"])
+        for model in (device.model for device in self.devices):
+            for request_id in model.started:
+                if model.terminals.get(request_id) in FINISHED:
+                    assert answers[request_id]["content"] == model.texts.get(request_id, ""), f"{request_id} differs"
 
 
 class Device:
@@ -157,6 +202,7 @@ class Device:
         self._is_first = kind == "phone"
         self._rng = rng
         self._welcomed = asyncio.Event()
+        self._owed: set[str] = set()
 
     async def live(self) -> None:
         while not self._world.is_calm:
@@ -195,6 +241,7 @@ class Device:
         """Says hello, reads what comes, with pauses, and acts meanwhile."""
         self._welcomed.clear()
         window = None if self._world.is_calm else self._rng.choice((None, 1, 5, 50))
+        self._owed = set(self._person.accepted)
         await self._say(socket, {**self.model.hello(window=window), "auth": self._person.name})
         acting = asyncio.create_task(self._act(socket))
         try:
@@ -217,8 +264,11 @@ class Device:
             world.seen["wrong"] += known != message
             world.seen["lost"] += message["seq"] > self.model.last_seq + 1
             world.seen["duplicated"] += message["seq"] <= self.model.last_seq
+        self.model.story.has_lost_power = world.has_forgotten
         self.model.receive(message)
         if message["type"] == "welcome":
+            forgotten = self._owed - world.kept(message["session_id"], self._owed)
+            assert not forgotten, f"forgotten, though accepted: {forgotten}"
             world.seen[{"resumed": "resumes", "reset": "resets", "new": "new sessions"}[message["status"]]] += 1
             self._welcomed.set()
         if message["type"] == "ack_received":
@@ -248,6 +298,8 @@ class Device:
             seq = self.model.last_seq if self._world.is_calm else self._rng.randint(0, self.model.last_seq)
             self.model.ack(seq)
             await self._say(socket, {"type": "ack", "seq": seq})
+            if self._world.is_calm:
+                await self._say(socket, {"type": "history", "limit": 200})
         elif chance < 0.75:
             if self.model.mode == "takeover" and len(questions.asked) < MOST_ASKED:
                 await self._say(socket, {"type": "inference", **questions.new()})
@@ -307,7 +359,7 @@ class Program:
                 await self._use(client)
         except (TimeoutError, TakenOverError):
             has_read_on = False  # taken over by a hello of one's own that was long on its way
-        except UnreachableError:
+        except (UnreachableError, ServerFaultError):
             await self._world.come_up()
         finally:
             self.session_id, self._position = client.session_id or self.session_id, client.position or self._position
@@ -315,10 +367,10 @@ class Program:
             await client.close(ack=has_read_on and self._rng.random() < 0.7)
 
     def _hear(self, notice: Notice) -> None:
-        """What was sent is never taken back: no position that this program has had is unknown later."""
+        """What was sent is taken back by a loss of power alone: else no position that this program had is unknown."""
         if isinstance(notice, Connected) and notice.welcome.status == "reset":
             self._world.seen["resets"] += 1
-            if notice.welcome.reason != "below_floor":
+            if notice.welcome.reason not in ("below_floor", self._world.has_forgotten and "client_ahead"):
                 self._needless_resets.append(notice.welcome.reason)
 
     async def _use(self, client: Client) -> None:
@@ -349,11 +401,14 @@ class Program:
         try:
             async for event in generation:
                 world.note(self._name, repr(event))
+                if self._rng.random() < 0.05 and not world.is_calm:
+                    await asyncio.sleep(self._rng.expovariate(1))  # meanwhile more arrives than is read
                 world.seen["events"] += not isinstance(event, m.Queue)
                 match event:
                     case m.Token():
                         assert next_index in (None, event.index), "a token was lost or repeated"
-                        next_index = event.index + len(event.ids)
+                        # A snapshot's part has no ids.
+                        next_index = event.index + len(event.ids) if event.ids else None
                         self._pieces[request_id] = pieces = {
                             at: each for at, each in pieces.items() if at < event.index
                         }

@@ -61,8 +61,8 @@ class World:
         # What ends at one moment ends in an order that is not told: it must not share its chance with anything else.
         self._server_rng, self._waiting_rng = self.fork(), self.fork()
         self.uptime_s = self.more_uptime_s = 0.0
-        self.ttl_s = DAY_S
-        self.is_ending = False
+        self.ttl_s, self.conversation_ttl_d = DAY_S, 0.0
+        self.is_ending = self.has_forgotten = False
         self.process: ServerProcess | None = None
         self.running: asyncio.Task[None] | None = None
         self.is_up = asyncio.Event()
@@ -85,6 +85,14 @@ class World:
         line = f"{self.loop.now_s:.6f} {who}: {what}"
         self._trace.update(line.encode())
         self.recent.append(line)
+
+    def kept(self, session_id: str, requests: set[str]) -> set[str]:
+        """Which requests of a session the server has, or has the end of; all of them where nobody can tell."""
+        session = self.process.hub._state.sessions.get(session_id) if self.process is not None else None
+        if session is None:
+            return requests
+        waiting = {each.id for each in session.queue}
+        return {each for each in requests if each in waiting or each in session.finished}
 
     async def come_up(self) -> None:
         """Waits until there is a server again."""
@@ -149,7 +157,7 @@ class World:
             ),
             uptime_s=self.uptime_s + self.more_uptime_s,
             session_ttl_s=self.ttl_s,
-            conversation_ttl_d=self.ttl_s / DAY_S if self.ttl_s == TTL_S else 0.0,
+            conversation_ttl_d=self.conversation_ttl_d,
         )
         return ServerProcess(
             self.loop,
@@ -216,10 +224,11 @@ class World:
             self.seen["kills"] += 1
 
     def lose_power(self) -> None:
-        """At the level `os` that loses what clients were sent; that is what the level says."""
-        if self.durability == "disk" and self._end_process():
+        """At the level `os` that loses events that clients were sent; that is what the level says."""
+        if self._end_process():
             self.disk.lose_power()
             self.seen["kills"] += 1
+            self.has_forgotten = self.durability == "os"
 
     def blow_fuse(self) -> None:
         """The process dies at one of the next changes of the disk, with that change half done."""
@@ -292,7 +301,7 @@ class World:
         assert self.process.server.connections == 0
         assert self.process.hub._state.connections == {}
         assert self.process.engine.keys == []
-        self.ttl_s = TTL_S
+        self.ttl_s, self.conversation_ttl_d = TTL_S, TTL_S / DAY_S
         # What the next process is told of the lives before it: to tick through the hour of grace would take long.
         self.more_uptime_s = 2 * GRACE_S
         await self._stop_and_wait()
