@@ -32,12 +32,13 @@ class SimulatedFile:
 class SimulatedDisk:
     """A disk that dies at the `fuse`-th change, with that change not done, done or, of a write, half done.
 
-    Before that, each call fails with the chance `fault_rate`, having done nothing, a part or everything.
+    Before that, each call fails with the chance `fault_rate`, having done nothing, a part or everything, and the
+    `sync_fuse`-th fdatasync for certain.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.fuse = 10**9
+        self.fuse = self.sync_fuse = 10**9
         self.fault_rate = 0.0
         self.faults = 0
         self.nonces_reused = 0
@@ -178,6 +179,10 @@ class SimulatedDisk:
             if not file.is_broken:
                 file.synced = file.data
 
+        self.sync_fuse -= 1
+        if self.sync_fuse == 0:
+            file.is_broken = True
+            self._raise()
         self._change(sync, on_fault=lambda: setattr(file, "is_broken", True))
 
     def close(self, handle: int) -> None:

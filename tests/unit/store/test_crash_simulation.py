@@ -98,6 +98,8 @@ class History:
         except OSError:
             self.seen["sessions failed"] += 1
             self.folder.release()
+            if self.rng.random() < 0.5:
+                raise CrashError from None  # before it could be opened again
             self.open_after_failure(self.buffer.written, self.conversation.written)
 
     def append(self) -> None:
@@ -335,3 +337,34 @@ def test_a_crash_at_every_boundary_of_a_script_loses_nothing(seed):
             history.open(*kept, had_failed=False)
             assert history.seen.total() == 0
             assert history.disk.nonces_reused == 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_failed_sync_is_not_forgotten_by_the_next_process(seed):
+    """Each fdatasync of a script fails in its turn; then come a kill, one at any point of the opening, a power loss."""
+    for sync_fuse in itertools.count(1):
+        for fuse in itertools.count(1):
+            history = History(seed, fault_rate=0.0)
+            history.disk.sync_fuse = sync_fuse
+            try:
+                for name in SCRIPT:
+                    getattr(history, name)()
+                return
+            except OSError:
+                history.disk.kill()
+            kept = (history.buffer.written, history.conversation.written)
+            history.disk.fuse = fuse
+            crashed = False
+            try:
+                history.open(*kept, had_failed=False)
+            except CrashError:
+                crashed = True
+                history.disk.kill()
+                history.disk.fuse = 10**9
+                history.open(*kept, had_failed=False)
+            history.disk.lose_power()
+            history.disk.fuse = 10**9
+            history.open(history.buffer.durable, history.conversation.durable, had_failed=False)
+            assert history.seen.total() == 0
+            if not crashed:
+                break
