@@ -182,6 +182,8 @@ async def _converse(data: bytes, *, begin: bytes, http: bool) -> int:
     await _settle(state, steps=10)
     transport.lose()
     await _settle(state, steps=_MAX_STEPS)
+    for left in list(state.connections):  # what a flood has left is taken at its rate, or until the server stops
+        left.cut()  # type: ignore[union-attr]
     assert not state.tasks, "a request goes on although its connection is gone"
     assert not escaped, escaped
     assert sessions.attached == sessions.detached <= 1
