@@ -44,8 +44,7 @@ from llmws.places import (
 from llmws.prompt.renderer import ProcessRenderer
 from llmws.protocol import messages as m
 from llmws.runtime.driver import Driver
-from llmws.server.exposure import check_exposure
-from llmws.server.hosts import is_loopback
+from llmws.server.exposure import cautions, check_exposure
 from llmws.server.listen import Server, bind
 from llmws.server.ports import Credentials
 from llmws.server.tls import tls_context
@@ -66,8 +65,8 @@ _log = logging.getLogger(__name__)
 class ReadyObject(msgspec.Struct, frozen=True):
     """What a client on this machine needs to find the server, and to know it by its certificate.
 
-    `token_file` is None where no token is needed, and where the first admin's was revoked: then a client must be given
-    one. `tls_cert` is None where the server does not speak TLS.
+    `token_file` is None where no token is needed, and where the first admin's was revoked and another admin has one:
+    then a client must be given it. `tls_cert` is None where the server does not speak TLS.
     """
 
     url: str
@@ -272,12 +271,24 @@ class _App:
 
     def _announce(self, paths: list[Path]) -> None:
         """Tells where the server is, once it listens: the log for people, the ready files for programs."""
+        ready = self._ready_object()
+        for path in paths:
+            write_atomically(path, msgspec.json.encode(ready) + b"\n")
+        _log.info("llmws %s listens at %s", __version__, ready.url)
+        for caution in cautions(self._config):
+            _log.warning("%s", caution)
+        if self._config.auth.required and sys.stderr.isatty():
+            # On a terminal only, and not through the log, which may be kept: whoever reads the code can come in.
+            code = self._server.mint_code(Identity(LOCAL_PRINCIPAL, "admin"))
+            print(f"In a browser, once, within ten minutes: {ready.url}/#code={code}", file=sys.stderr, flush=True)
+
+    def _ready_object(self) -> ReadyObject:
         host = self._config.server.host
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
         authority = f"[{shown}]:{self._server.port}" if ":" in shown else f"{shown}:{self._server.port}"
         cert = self._places.tls_cert
         secure = "s" if cert else ""
-        ready = ReadyObject(
+        return ReadyObject(
             url=f"http{secure}://{authority}",
             ws_url=f"ws{secure}://{authority}/v1/ws",
             port=self._server.port,
@@ -285,19 +296,6 @@ class _App:
             token_file=str(self._token_file) if self._token_file else None,
             tls_cert=str(cert) if cert else None,
         )
-        for path in paths:
-            write_atomically(path, msgspec.json.encode(ready) + b"\n")
-        _log.info("llmws %s listens at %s", __version__, ready.url)
-        if self._config.server.insecure_lan and not is_loopback(host) and not cert:
-            _log.warning("--insecure-lan: listening on %s without TLS: tokens and answers can be read on the way", host)
-        if not is_loopback(host) and not self._config.server.hosts:
-            _log.warning("server.hosts lists no name; clients must use the address %s itself", host)
-        if not self._config.auth.required:
-            _log.warning("--no-auth: every program and every user of this machine may use and administer this server")
-        elif sys.stderr.isatty():
-            # On a terminal only, and not through the log, which may be kept: whoever reads the code can come in.
-            code = self._server.mint_code(Identity(LOCAL_PRINCIPAL, "admin"))
-            print(f"In a browser, once, within ten minutes: {ready.url}/#code={code}", file=sys.stderr, flush=True)
 
     def _choose_models(self) -> tuple[ModelRef, ...]:
         try:

@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = int(options.run(options))
         sys.stdout.flush()
+    except KeyboardInterrupt:  # while it began; from then on the server ends in order
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # `llmws models | head`: as if the signal, which Python ignores, had ended it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
         return 128 + signal.SIGPIPE

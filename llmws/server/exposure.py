@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llmws.config import Config
 from llmws.errors import ConfigError
-from llmws.server.hosts import is_loopback
+from llmws.server.hosts import is_loopback, is_wildcard
 
 
 def check_exposure(config: Config) -> None:
@@ -40,3 +40,24 @@ def check_exposure(config: Config) -> None:
             "read on the way; pass --tls-cert and --tls-key, or --behind-proxy if a proxy does that, or "
             "--insecure-lan if you trust the network, or use --host 127.0.0.1 behind a tunnel"
         )
+
+
+def cautions(config: Config) -> list[str]:
+    """What the operator of a configuration that passes should know all the same."""
+    server = config.server
+    is_reachable = not is_loopback(server.host)
+    found = []
+    if is_reachable and server.insecure_lan and server.tls_cert is None:
+        found.append(
+            f"--insecure-lan: listening on {server.host} without TLS: tokens and answers can be read on the way"
+        )
+    if is_reachable and not server.hosts and is_wildcard(server.host):
+        found.append(
+            "server.hosts lists no name: clients on other machines are refused; list the names and addresses by which "
+            "they call this machine"
+        )
+    elif is_reachable and not server.hosts:
+        found.append(f"server.hosts lists no name; clients must use the address {server.host} itself")
+    if not config.auth.required:
+        found.append("--no-auth: every program and every user of this machine may use and administer this server")
+    return found

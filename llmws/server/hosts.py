@@ -91,6 +91,11 @@ def is_loopback(host: str) -> bool:
     return _is_this_machine(_as_authority(host) or host.lower())
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether a bind address stands for every address of the machine, so that it is no name of the server."""
+    return _as_authority(host) is None
+
+
 def _is_this_machine(name: str) -> bool:
     if name == "localhost":
         return True

@@ -29,6 +29,7 @@ _logger = logging.getLogger(__name__)
 _SECRET_BYTES: Final = 32
 _ID_BYTES: Final = 6
 _PREFIX: Final = "llmws_"
+_BROWSER: Final = "browser"
 # Compared with where no token has the id, so that an unknown id takes as long as a wrong secret.
 _NO_HASH: Final = "0" * 64
 
@@ -86,24 +87,29 @@ class TokenFile:
 
     def issue(self, identity: Identity) -> str:
         """See `Credentials.issue`; it is for a browser."""
-        return self.create(identity.principal, identity.role, note="browser")
+        return self.create(identity.principal, identity.role, note=_BROWSER)
 
     def ensure_first(self) -> Path | None:
-        """Makes the first admin token if there is no admin's, and beside the file `admin.token`: it and a newline.
+        """Makes the first admin token if no admin has one but in a browser, and `admin.token`: it and a newline.
 
         Returns:
-            The path of `admin.token` where it exists and is still valid.
+            The path of `admin.token`, beside the file; None where it holds no valid token and admins have others.
 
         Raises:
             ConfigError: the file cannot be read or written.
         """
         path = self._path.with_name("admin.token")
-        if not any(entry.role == "admin" for entry in self.list()):
-            token, entry = self._new(LOCAL_PRINCIPAL, "admin", "first")
-            # Before the hash: a crash between the two leaves a token that is worth nothing, not one that nobody knows.
-            self._write(path, f"{token}\n".encode())
-            self._add(entry)
-        return path if path.exists() and self.identify(path.read_text("utf-8", "replace").strip()) else None
+        entries = self.list()
+        if path.exists() and self.identify(path.read_text("utf-8", "replace").strip()):
+            return path
+        # A browser keeps its token to itself: with no other, nobody on this account could come in again.
+        if any(entry.role == "admin" and entry.note != _BROWSER for entry in entries):
+            return None
+        token, entry = self._new(LOCAL_PRINCIPAL, "admin", "first")
+        # Before the hash: a crash between the two leaves a token that is worth nothing, not one that nobody knows.
+        self._write(path, f"{token}\n".encode())
+        self._add(entry)
+        return path
 
     def list(self) -> tuple[TokenEntry, ...]:
         """All tokens, oldest first. Raises ConfigError where the file cannot be read."""

@@ -128,6 +128,20 @@ MUTANTS = [
         f"{BROWSER} -k servers_words",
     ),
     Mutant(
+        "whoever is left with a browser's token alone is locked out",
+        "llmws/store/tokens.py",
+        " and entry.note != _BROWSER",
+        "",
+        "tests/unit/store/test_tokens.py",
+    ),
+    Mutant(
+        "a wildcard bind is said to be reachable by its own address",
+        "llmws/server/exposure.py",
+        " and is_wildcard(server.host):",
+        " and not is_reachable:",
+        "tests/unit/server/test_exposure.py",
+    ),
+    Mutant(
         "the code stays in the address",
         PAGE,
         '  if (code !== null) history.replaceState(null, "", location.pathname);\n',
@@ -215,8 +229,8 @@ MUTANTS = [
     Mutant(
         "the code is printed into files too",
         "llmws/app.py",
-        "elif sys.stderr.isatty():",
-        "else:",
+        "self._config.auth.required and sys.stderr.isatty():",
+        "self._config.auth.required:",
         f"{BROWSER} -k nowhere_else",
     ),
 ]

@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant("a folder's name is logged as it is", "llmws/catalog/catalog.py", 'path = printable(f"{root.label}/{folder.name}")', 'path = f"{root.label}/{folder.name}"', _SECRETS),
     Mutant("what the server makes is for the umask of the day", "llmws/app.py", "    os.umask(0o077)\n", "    os.umask(0o000)\n", _SECRETS),
     Mutant("a crash leaves a core dump", "llmws/app.py", "    resource.setrlimit(resource.RLIMIT_CORE, (0, ", "    resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1], ", _SECRETS),
-    Mutant("a code is printed into a log", "llmws/app.py", "        elif sys.stderr.isatty():", "        elif sys.stderr:", _SECRETS),
+    Mutant("a code is printed into a log", "llmws/app.py", " and sys.stderr.isatty():", " and sys.stderr:", _SECRETS),
     Mutant("every owner's prompts are cached under one name", "llmws/engine/pages.py", "hashlib.blake2b(owner.encode(), ", 'hashlib.blake2b(b"", ', _SECURITY + "test_neighbours.py"),
     Mutant("control characters of an answer pass", "llm_cli/render.py", '        *(code for code in range(0x20) if chr(code) not in "\\n\\t"),\n', "", _TERMINAL),
     Mutant("eight-bit controls of an answer pass", "llm_cli/render.py", "        *range(0x7F, 0xA0),\n", "", _TERMINAL),
@@ -62,6 +62,6 @@ MUTANTS = [
     Mutant("strangers are heard", "llmws/server/door.py", "            case m.Hello():\n                return self._hello(message)\n            case _:", "            case m.Hello():\n                return self._hello(message)\n            case m.ListModels():\n                return (Forward(message),)\n            case _:", _SECURITY + "test_exposure.py"),
     Mutant("a draft is read as if it were finished", "llmws/store/tokens.py", "            return msgspec.json.decode(self._path.read_bytes(), type=_File)", "            from llmws.store.disk import draft_of\n            path = draft_of(self._path)\n            return msgspec.json.decode((path if path.exists() else self._path).read_bytes(), type=_File)", _CREDENTIALS),
     Mutant("weights that break off are offered", "llmws/weight_files.py", "    if told_bytes > data_bytes:", "    if told_bytes < 0:", _MODELS),
-    Mutant("a link out of a model's folder is followed", "llmws/catalog/inspection.py", 'raise ModelInvalidError(f"{printable(name)} is a link out of the folder")', "continue", _MODELS),
+    Mutant("a link out of a model's folder is followed", "llmws/model_files.py", 'raise ModelInvalidError(f"{name} is a link out of the folder")', "continue", _MODELS),
     Mutant("text is unpickled", "llmws/places.py", "import secrets\n", "import pickle\nimport secrets\n", _SOURCE),
 ]  # fmt: skip

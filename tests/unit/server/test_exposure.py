@@ -4,7 +4,7 @@ import pytest
 
 from llmws.config import Config, override
 from llmws.errors import ConfigError
-from llmws.server.exposure import check_exposure
+from llmws.server.exposure import cautions, check_exposure
 
 LAN = {"host": "0.0.0.0"}
 TLS = {"tls_cert": "cert.pem", "tls_key": "key.pem"}
@@ -44,3 +44,24 @@ def test_safe_places(server: dict[str, object], auth: dict[str, object]) -> None
 def test_unsafe_ones_are_refused_with_the_fix(server: dict[str, object], auth: dict[str, object], fix: str) -> None:
     with pytest.raises(ConfigError, match=fix):
         check_exposure(override(Config(), {"server": server, "auth": auth}))
+
+
+NO_NAME = "server.hosts lists no name"
+
+
+@pytest.mark.parametrize(
+    ("server", "auth", "said"),
+    [
+        ({}, {}, []),
+        ({}, OPEN, ["--no-auth: every program"]),
+        ({"host": "::"} | TLS, {}, [f"{NO_NAME}: clients on other machines are refused"]),
+        (LAN | TLS | {"hosts": ["box.local"]}, {}, []),
+        ({"host": "192.0.2.1", "behind_proxy": True}, {}, [f"{NO_NAME}; clients must use the address 192.0.2.1"]),
+        (LAN | {"insecure_lan": True}, {}, ["--insecure-lan: listening on 0.0.0.0 without TLS", NO_NAME]),
+    ],
+)
+def test_what_is_safe_enough_to_start_is_warned_of(
+    server: dict[str, object], auth: dict[str, object], said: list[str]
+) -> None:
+    found = cautions(override(Config(), {"server": server, "auth": auth}))
+    assert [text[: len(beginning)] for text, beginning in zip(found, said, strict=True)] == said

@@ -131,6 +131,17 @@ def test_later_starts_make_no_other_one(tokens):
     assert len(tokens.list()) == 1
 
 
+def test_a_browsers_token_does_not_lock_the_account_out(tokens):
+    """It opens no terminal; after the first token was revoked a start makes another one."""
+    first = tokens.ensure_first().read_text()
+    tokens.issue(Identity(principal="local", role="admin"))
+    tokens.revoke(tokens.identify(first.strip()).token_id)
+    second = tokens.ensure_first().read_text()
+    assert tokens.identify(second.strip()).role == "admin"
+    assert tokens.ensure_first().read_text() == second != first
+    assert [entry.note for entry in tokens.list()] == ["browser", "first"]
+
+
 def test_a_server_with_tokens_of_its_own_gets_no_admin_token(tokens, tmp_path):
     tokens.create("ann", "admin")
     assert tokens.ensure_first() is None
