@@ -37,13 +37,17 @@ _ADAPTER: Final = "adapter_config.json"
 MAX_PARTS: Final = 4096
 """Layers or labels, of each of which configurations make a text; entries of a list; characters of a text."""
 
+MAX_CYCLES: Final = 64
 MAX_NUMBER: Final = 2**24
 """Of a whole number. Some classes make tensors of that many numbers even where weights are only counted. The largest in
 use are pixels and positions, at or below this."""
 
 _MODEL_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BUILT_IN_IMPLEMENTATION: Final = re.compile(r"[a-z0-9_]{1,64}")
-_COUNT: Final = re.compile(r"_?num_(.*_)?labels|(.*_)?(layers?|blocks?|depth)")
+_COUNT: Final = re.compile(r"_?num_(.*_)?labels|(.*_)?(layers?|blocks?|depths?)")
+_CYCLES: Final = re.compile(r"(.*_)?cycles")
+"""Passes of one token over the same layers."""
+
 _UNBOUNDED: Final = re.compile(r".*(theta|base).*|tokenizer_.*")
 """Numbers that nothing is made of: bases of rotations, and what a tokenizer said of itself."""
 
@@ -150,8 +154,7 @@ def _check(key: str, value: object) -> None:
         if list(value) == [_NUMBER] and value[_NUMBER] in _NUMBERS:
             return
         for name, each in value.items():
-            _check_names(name, each)
-            _check_amounts(name, each)
+            _check_name(name, each)
         for name, each in value.items():
             _check(name, each)
     elif isinstance(value, list | str) and len(value) > MAX_PARTS:
@@ -159,11 +162,20 @@ def _check(key: str, value: object) -> None:
     elif isinstance(value, list):
         for each in value:
             _check(key, each)
+    elif isinstance(value, int | float) and value > MAX_PARTS and _COUNT.fullmatch(key):
+        raise ModelInvalidError(f"{CONFIG} asks for more than {MAX_PARTS} parts ({shown})")
+    elif isinstance(value, int | float) and value > MAX_CYCLES and _CYCLES.fullmatch(key):
+        raise ModelInvalidError(f"{CONFIG} asks for more than {MAX_CYCLES} passes ({shown})")
     elif isinstance(value, int) and abs(value) > MAX_NUMBER and not _UNBOUNDED.fullmatch(key):
         raise ModelInvalidError(f"{CONFIG} has a number beyond {MAX_NUMBER} ({shown})")
 
 
-def _check_names(key: str, value: object) -> None:
+def _check_name(key: str, value: object) -> None:
+    if key == "quantization_config" and value is not None:
+        said = value if isinstance(value, dict) else {}
+        method = said.get("quant_method") or said.get("quant_algo")
+        shown = printable(method[:64]) if isinstance(method, str) else "by an unnamed method"
+        raise ModelInvalidError(f"its weights are quantised ({shown}), which this version does not read")
     if key in _CODE:
         raise ModelInvalidError(f"{CONFIG} asks for custom code ({key}){_WITHOUT_MAP if key == 'auto_map' else ''}")
     if key in CLASS_KEYS:
@@ -185,13 +197,3 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, list):
         return all(isinstance(each, str) for each in value)
     return not isinstance(value, dict)
-
-
-def _check_amounts(key: str, value: object) -> None:
-    if key == "quantization_config" and value is not None:
-        said = value if isinstance(value, dict) else {}
-        method = said.get("quant_method") or said.get("quant_algo")
-        shown = printable(method[:64]) if isinstance(method, str) else "by an unnamed method"
-        raise ModelInvalidError(f"its weights are quantised ({shown}), which this version does not read")
-    if isinstance(value, int | float) and value > MAX_PARTS and _COUNT.fullmatch(key):
-        raise ModelInvalidError(f"{CONFIG} asks for more than {MAX_PARTS} parts ({printable(key[:64])})")

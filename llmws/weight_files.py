@@ -51,7 +51,7 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-_MAX_DIMENSIONS = 64
+_MAX_DIMENSIONS: Final = 64
 """Of a tensor, as in torch: the product of a million of them would hold all threads up for minutes."""
 
 
@@ -63,11 +63,11 @@ class _Tensor(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _tensor = msgspec.json.Decoder(_Tensor)
 
 
-def weight_files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     """The files that hold the model's weights, by name.
 
     Others, such as an original checkpoint beside them, do not count.
@@ -138,7 +138,7 @@ def tensor_bytes(folder: Path) -> dict[str, tuple[str, int]]:
     Raises:
         ModelInvalidError: a header is not as the format says, or tells of data that the file has not got.
     """
-    return {name: tensor for path in weight_files(folder) for name, tensor in file_tensors(path).items()}
+    return {name: tensor for path in files_of(folder) for name, tensor in file_tensors(path).items()}
 
 
 def file_tensors(path: Path) -> dict[str, tuple[str, int]]:

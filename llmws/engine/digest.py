@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmws.errors import ModelInvalidError
 from llmws.tokenizer_files import PROCESSORS
-from llmws.weight_files import header, weight_files
+from llmws.weight_files import files_of, header
 
 _SAMPLE_BLOCKS = 16
 _SAMPLE_BLOCK_BYTES = 4096
@@ -45,7 +45,7 @@ def model_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         _add(digest, b"config.json", (folder / "config.json").read_bytes())
-        for path in weight_files(folder):
+        for path in files_of(folder):
             size = path.stat().st_size
             start = 8 + len(head := header(path))
             _add(digest, path.name.encode(), size.to_bytes(8, "little"), head, *_sample(path, start, size))

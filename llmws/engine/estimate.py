@@ -14,6 +14,7 @@ import torch
 
 from llmws.engine import draw, fast, memory
 from llmws.engine.attention import WRITTEN_SCORES
+from llmws.engine.building import bounded_building
 from llmws.engine.fallback import PREFILL_TOKENS
 from llmws.engine.graphs import buckets
 from llmws.engine.layout import PagedFootprint, layout
@@ -23,7 +24,7 @@ from llmws.engine.reading import auto_class, blamed_on_files, read_config
 from llmws.engine.selfcheck import unsuited
 from llmws.engine.vision import has_processor
 from llmws.errors import ModelInvalidError
-from llmws.weight_files import weight_files, weights_bytes
+from llmws.weight_files import files_of, weights_bytes
 
 MAX_RUNNING = {"cpu": 32, "cuda": 256}
 """Streams of the fast tier at once, at most, unless the operator sets a number."""
@@ -63,7 +64,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def estimate(folder: Path, *, dtype: torch.dtype, device: torch.device, tier: str = "auto") -> Estimate:
-    """Reads a folder that `reading.check_config` passed. Without weights in it, they are counted by the model's class.
+    """Reads a folder that `reading.check_type` passed. Without weights in it, they are counted by the model's class.
 
     Args:
         folder: with at least `config.json`.
@@ -188,7 +189,7 @@ def _is_capped(config: memory.Config) -> bool:
 
 def _has_weights(folder: Path) -> bool:
     try:
-        return bool(weight_files(folder))
+        return bool(files_of(folder))
     except ModelInvalidError:
         if any(folder.glob("*.safetensors*")):
             raise
@@ -204,9 +205,10 @@ def _counted(
 ) -> int:
     """Bytes of a model: of what is saved, which are told where there are files, and of what its class makes beside it.
 
-    That may be most of it: some classes keep a mask of all their positions squared.
+    That may be most of it: some classes keep a mask of all their positions squared. A load builds it once more, and no
+    larger.
     """
-    with torch.device("meta"):
+    with bounded_building(), torch.device("meta"):
         network = auto.from_config(config, dtype=dtype)
     if saved_bytes is None:
         whole_bytes: int = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))

@@ -16,7 +16,7 @@ from llmws.engine import memory
 from llmws.engine.devices import anonymous_bytes, memory_for_models, target
 from llmws.engine.estimate import FALLBACK_RUNNING, Estimate, estimate, growth
 from llmws.engine.layout import PagedFootprint
-from llmws.engine.reading import blamed_on_files, check_config
+from llmws.engine.reading import blamed_on_files, check_type
 from llmws.errors import ModelInvalidError, ModelOutOfMemoryError
 
 _CONTEXTS = (4096, 8192, 32768)
@@ -90,7 +90,7 @@ def suitability(folder: Path, optimization: OptimizationSection) -> Estimate:
     Raises:
         ModelInvalidError: it cannot be served.
     """
-    check_config(folder)
+    check_type(folder)
     devices, dtype = target(optimization)
     return estimate(folder, dtype=dtype, device=devices[0], tier=optimization.tier)
 
@@ -115,7 +115,7 @@ def forecast(
     Raises:
         ModelInvalidError: it cannot be served, or its files do not say.
     """
-    check_config(folder)
+    check_type(folder)
     if vram_bytes is None:
         devices, dtype = target(optimization)
         readings = [memory_for_models(device, process_bytes=anonymous_bytes()) for device in devices]

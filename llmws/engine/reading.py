@@ -22,6 +22,7 @@ from llmws.engine.network import Network, device_errors
 from llmws.engine.runner import DeviceLostError, Progress, StoppedError
 from llmws.engine.vision import has_processor
 from llmws.errors import LlmwsError, ModelInvalidError
+from llmws.model_files import check_files
 from llmws.weight_files import tensor_bytes
 
 log = logging.getLogger(__name__)
@@ -41,11 +42,12 @@ def check_folder(folder: Path) -> None:
     Raises:
         ModelInvalidError: and why.
     """
-    check_config(folder)
+    check_files(folder)
+    check_type(folder)
     tensor_bytes(folder)
 
 
-def check_config(folder: Path) -> None:
+def check_type(folder: Path) -> None:
     """Says what is wrong with a model's configuration, before transformers sees it.
 
     Raises:
@@ -79,8 +81,16 @@ def blamed_on_files(folder: Path) -> Iterator[None]:
 
 
 def read_config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configurations, each its own class
-    """The configuration of a folder that `check_config` passed."""
-    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """The configuration of a folder that `check_type` passed.
+
+    Raises:
+        ModelInvalidError: of what the file says, its class makes more layers than the file may.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > model_config.MAX_PARTS:
+        raise ModelInvalidError(f"it has more than {model_config.MAX_PARTS} layers")
+    return config
 
 
 def auto_class(folder: Path, config: Any) -> Any:  # noqa: ANN401 - transformers' classes have no common type

@@ -87,6 +87,7 @@ def test_a_number_longer_than_python_reads_is_no_json(tmp_path: Path) -> None:
         ({"head_dim": 2**24 + 1}, "config.json has a number beyond 16777216 (head_dim)"),
         ({"text_config": {"sizes": [[1, 10**9]]}}, "config.json has a number beyond 16777216 (sizes)"),
         ({"vision_config": {"depths": [1, 10**6]}}, "config.json asks for more than 4096 parts (depths)"),
+        ({"H_cycles": 65}, "config.json asks for more than 64 passes (H_cycles)"),
         ({"x": -(10**30)}, "config.json has a number beyond 16777216 (x)"),
         ({"pattern": "M" * 4097}, "config.json has a list or a text of more than 4096 (pattern)"),
         ({"x": [["full_attention"] * 4097]}, "config.json has a list or a text of more than 4096 (x)"),

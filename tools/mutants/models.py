@@ -34,6 +34,20 @@ MUTANTS = [
         "if _NUMBER in value and",
         CONFIG_TESTS,
     ),
+    Mutant(
+        "a network may be built without end",
+        "llmws/engine/building.py",
+        "if modules > MAX_MODULES:",
+        "if False:",
+        "tests/unit/engine/test_building.py",
+    ),
+    Mutant(
+        "a load follows links that a scan refuses",
+        "llmws/engine/reading.py",
+        "    check_files(folder)\n",
+        "",
+        "tests/integration/engine/test_loading.py -k damaged",
+    ),
     Mutant("keys may be renamed", CONFIG, "if key in CLASS_KEYS:", "if False:", CONFIG_TESTS),
     Mutant("a number may be of any size", CONFIG, "abs(value) > MAX_NUMBER and", "False and", CONFIG_TESTS),
     Mutant(
@@ -81,8 +95,8 @@ MUTANTS = [
     ),
     Mutant(
         "links out of a model's folder are followed",
-        "llmws/catalog/inspection.py",
-        "if not target.startswith(root + os.sep):",
+        "llmws/model_files.py",
+        "if not os.path.realpath(path).startswith(root + os.sep):",
         "if False:",
         "tests/unit/catalog",
     ),

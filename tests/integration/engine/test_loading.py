@@ -57,6 +57,12 @@ def drop_weights(folder):
         path.rename(path.with_suffix(".bin"))
 
 
+def link_out(folder):
+    path = Path(folder) / "generation_config.json"
+    path.unlink()
+    path.symlink_to(Path(__file__))
+
+
 def lose_a_weight(folder):
     path = Path(folder) / "model.safetensors"
     tensors = safetensors.torch.load_file(path)
@@ -108,6 +114,21 @@ DAMAGES = {
         lambda f: (Path(f) / "config.json").unlink(),
         ErrorCode.MODEL_FAILED,
         "it has no config.json",
+    ),
+    "a link out of the folder": (
+        link_out,
+        ErrorCode.MODEL_FAILED,
+        "generation_config.json is a link out of the folder",
+    ),
+    "layers without end": (
+        lambda f: edit_config(f, model_type="hrm_text", num_layers_per_stack=10**7),
+        ErrorCode.MODEL_FAILED,
+        "its network has more than 16384 modules",
+    ),
+    "layers without end, by their class": (
+        lambda f: edit_config(f, model_type="hrm_text", num_hidden_layers=4096, H_cycles=2),
+        ErrorCode.MODEL_FAILED,
+        "it has more than 4096 layers",
     ),
     "a huge config": (
         lambda f: (Path(f) / "config.json").write_text(" " * (4 * 2**20 + 1)),
@@ -300,7 +321,7 @@ def test_attention_that_plans_for_every_new_length_is_not_used():
 
 def test_caps_on_scores_are_in_what_the_self_check_compares_with(folder_of, monkeypatch):
     """There are versions of transformers that take fused attention for such a model, which leaves them out."""
-    monkeypatch.setattr(transformers.Gemma2ForCausalLM, "_supports_sdpa", True)
+    monkeypatch.setattr(transformers.Gemma2PreTrainedModel, "_supports_sdpa", True)
     slow = TransformersLoader(OptimizationSection(device="cpu", threads=1, tier="fallback"), LimitsSection())
 
     assert load(slow, folder_of("gemma2")).info.attention == "eager"

@@ -193,7 +193,7 @@ ODD_CONFIGS = {
     "no heads": ({"num_attention_heads": 0}, "ZeroDivisionError"),
     "too few kinds of layers": ({"layer_types": ["full_attention"]}, "layer_types"),
     "too many layers": ({"num_hidden_layers": 300_000}, "more than 4096 parts (num_hidden_layers)"),
-    "more words than there is memory": ({"vocab_size": 10**18}, "Storage size calculation overflowed"),
+    "more words than there is memory": ({"vocab_size": 10**18}, "a number beyond 16777216 (vocab_size)"),
 }
 NO_HEADER = "has a header that makes no sense"
 CUT_SHORT = "is cut short"

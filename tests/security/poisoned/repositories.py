@@ -200,18 +200,19 @@ POISONS: dict[str, Poison] = {
         "config.json is a link to a secret",
         linked("config.json"),
         "config.json is a link out of the folder",
-        "config.json is not valid JSON",
+        "config.json is a link out of the folder",
     ),
     "linked-weights": Poison(
         "the weights are a link to a secret",
         linked("model.safetensors"),
         "model.safetensors is a link out of the folder",
-        NO_SAFETENSORS,
+        "model.safetensors is a link out of the folder",
     ),
     "hard-link": Poison("a hard link is a file like any other", hard_linked),
     "pipe": Poison(
         "a pipe that nobody writes to keeps its reader for ever",
         pipe,
+        "generation_config.json is neither a file nor a folder",
         "generation_config.json is neither a file nor a folder",
     ),
     "tokenizer-paths": Poison(
