@@ -88,9 +88,37 @@ MUTANTS = [
     Mutant(
         "an upgraded connection is watched on",
         "llmws/server/http.py",
-        "        self._unwatch()\n        super().handle_websocket_upgrade(event)\n",
+        "        self._timer.cancel()\n        super().handle_websocket_upgrade(event)\n",
         "        super().handle_websocket_upgrade(event)\n",
         CROWD,
+    ),
+    Mutant(
+        "an HTTP client that does not read is kept",
+        "llmws/server/http.py",
+        " or self.flow.write_paused):",
+        "):",
+        "tests/integration/server/test_flow.py",
+    ),
+    Mutant(
+        "an upgraded connection does not know that it is congested",
+        "llmws/server/http.py",
+        "        if self.flow.write_paused:\n            # The",
+        "        if False:\n            # The",
+        DOOR,
+    ),
+    Mutant(
+        "what a lost connection has brought is thrown away",
+        WEBSOCKET,
+        "        if self._closing or self._number is None:\n            self._leave()",
+        "        if True:\n            self._leave()",
+        DOOR,
+    ),
+    Mutant(
+        "what came before a cut is taken after it",
+        WEBSOCKET,
+        "        self._closing = True\n        self._transport.abort()\n        if self._lost:\n            self._leave()\n",
+        "        self._transport.abort()\n",
+        DOOR,
     ),
     Mutant(
         "detached sessions stay in memory however many they are",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from asyncio.sslproto import SSLProtocol
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -41,6 +42,25 @@ def test_the_http_protocol_has_the_methods_and_state_that_ours_extends() -> None
     source = inspect.getsource(H11Protocol)
     assert "self.cycle: RequestResponseCycle = None" in source
     assert "self.response_complete = False" in inspect.getsource(RequestResponseCycle)
+
+
+def test_asyncio_s_tls_is_built_and_extended_as_ours_does() -> None:
+    made = parameters(SSLProtocol)
+    assert {"loop", "app_protocol", "sslcontext", "waiter", "server_side", "call_connection_made"} <= made
+    assert {"eof_received", "connection_lost", "_start_shutdown", "_set_app_protocol"} <= set(vars(SSLProtocol))
+    source = inspect.getsource(SSLProtocol)
+    for line in (
+        "if self._waiter is None:",
+        "self._app_transport = _SSLProtocolTransport(",
+        "if len(self._ssl_buffer) < want:",
+        "self._incoming.write(self._ssl_buffer_view[:nbytes])",
+        "self._app_reading_paused = False",
+        "self._app_protocol_get_buffer = app_protocol.get_buffer",
+        "self._app_protocol_buffer_updated = app_protocol.buffer_updated",
+        "if self._state != SSLProtocolState.DO_HANDSHAKE:",
+        "self._loop.call_soon(self._app_protocol.connection_lost, exc)",
+    ):
+        assert line in source, line
 
 
 def test_the_server_tells_every_connection_to_shut_down_and_waits_for_it_to_leave() -> None:

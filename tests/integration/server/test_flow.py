@@ -9,7 +9,7 @@ import socket
 from llmws.config import ServerSection
 from llmws.protocol import messages as m
 from llmws.server import listen
-from tests.support.echo_server import Running, Serve
+from tests.support.echo_server import TIMEOUT_S, Running, Serve
 from tests.support.frames import PING, PONG, frame
 
 PAYLOAD = json.dumps({"data": "x" * 1000}).encode()
@@ -69,6 +69,18 @@ async def test_a_client_that_asks_and_does_not_read_is_not_heard_for_ever(runnin
     client.writer.transport.resume_reading()
     answers = [await client.receive() for _ in range(written)]
     assert answers == [(PONG, b"x" * 125)] * written
+
+
+async def test_an_http_client_that_does_not_read_its_answers_is_cut(serve: Serve) -> None:
+    running = await serve(server=ServerSection(hello_timeout_s=0.1))
+    client = await running.connect(receive_buffer_bytes=4096)
+    client.writer.transport.pause_reading()
+    client.writer.write(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n\r\n".encode() * 100)
+    counts = [0]
+    async with asyncio.timeout(TIMEOUT_S):
+        while counts[-1] or not any(counts):
+            await asyncio.sleep(0)
+            counts.append(running.server.connections)
 
 
 async def test_a_silent_client_is_closed_after_an_unanswered_ping(serve: Serve) -> None:

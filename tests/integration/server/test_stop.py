@@ -43,6 +43,20 @@ async def test_stop_waits_for_nobody_for_ever(running: Running, caplog: pytest.L
     assert caplog.records == []
 
 
+async def test_stop_waits_for_no_http_client_that_does_not_read(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await running.connect(receive_buffer_bytes=4096)
+    client.writer.transport.pause_reading()
+    client.writer.write(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\n\r\n".encode() * 100)
+    while not running.server.connections:  # noqa: ASYNC110 - it tells nobody when that changes
+        await asyncio.sleep(0)
+    running.server.stop()
+    async with asyncio.timeout(TIMEOUT_S):
+        await running.task
+    assert caplog.records == []
+
+
 async def test_a_draining_server_serves_who_is_in_and_refuses_who_is_not(running: Running) -> None:
     attached, waiting = await running.attached(), await running.upgraded()
     running.server.drain()

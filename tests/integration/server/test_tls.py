@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import ssl
 import urllib.request
@@ -16,10 +18,13 @@ import websockets
 from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.errors import ConfigError
-from llmws.server.http import READ_BYTES
-from llmws.server.tls import tls_context
+from llmws.protocol import encode
+from llmws.protocol import messages as m
+from llmws.server.http import READ_BYTES, HttpProtocol
+from llmws.server.tls import BUFFER_BYTES, TlsProtocol, tls_context
+from llmws.server.websocket import CLOSE_TIMEOUT_S, WebSocketProtocol
 from tests.support.certificates import Authority
-from tests.support.echo_server import TIMEOUT_S, RawClient, Running, Serve
+from tests.support.echo_server import CLOSE, TIMEOUT_S, RawClient, Running, Serve, frame
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,15 @@ class Records:
         """Leaves the end of the handshake unsent, for the next `flush`."""
         await self._when_ready(self.tls.do_handshake)
 
+    async def upgrade(self, port: int) -> None:
+        """Shakes hands and becomes a WebSocket."""
+        await self.shake_hands()
+        self.tls.write(
+            f"GET /v1/ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+        )
+        await self.answer(b"\r\n\r\n")
+
     def flush(self) -> None:
         self.raw.writer.write(self._outgoing.read())
 
@@ -127,6 +141,75 @@ async def test_a_request_of_several_records_is_one_request(
         client.tls.write(record.encode())
     client.flush()
     assert (await client.answer(b"}")).startswith(b"HTTP/1.1 200")
+
+
+def only_door(running: Running) -> Any:
+    (door,) = running.server._uvicorn.server_state.connections
+    assert isinstance(door, WebSocketProtocol)
+    return door
+
+
+def in_memory(kind: type) -> int:
+    gc.collect()
+    return sum(isinstance(each, kind) for each in gc.get_objects())
+
+
+async def attached(running: Running, trust: ssl.SSLContext) -> Records:
+    """A WebSocket over TLS after its hello."""
+    client = Records(await running.connect(), trust)
+    await client.upgrade(running.port)
+    client.tls.write(frame(json.dumps({"auth": running.token}).encode()))
+    await client.answer(b"}")
+    return client
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+async def test_what_was_said_before_the_end_counts_and_its_answers_are_nothing_to_log(
+    serve: Serve, certificate: Path, trust: ssl.SSLContext, caplog: pytest.LogCaptureFixture, *, says_goodbye: bool
+) -> None:
+    """Messages, a close frame and the end come at once, with a TLS goodbye or as from a killed client."""
+    running = await start(serve, certificate)
+    client = await attached(running, trust)
+    messages = [m.Cancel(request_id=str(n)) for n in range(20)]
+    client.tls.write(
+        b"".join(frame(encode(message)) + frame(b'{"type":"ping"}') for message in messages)
+        + frame(b"\x03\xe8", opcode=CLOSE)
+    )
+    if says_goodbye:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.tls.unwrap()
+    client.flush()
+    client.raw.writer.write_eof()
+    async with asyncio.timeout(CLOSE_TIMEOUT_S / 2):
+        await running.sessions.saw("detach", 1)
+    assert running.sessions.calls[1:] == [*(("receive", 1, message) for message in messages), ("detach", 1)]
+    assert caplog.records == []
+
+
+async def test_an_idle_connection_keeps_neither_a_buffer_nor_its_http(
+    serve: Serve, certificate: Path, trust: ssl.SSLContext
+) -> None:
+    before = in_memory(HttpProtocol)
+    running = await start(serve, certificate)
+    await attached(running, trust)
+    connection = only_door(running)._transport._ssl_protocol
+    assert isinstance(connection, TlsProtocol)
+    assert len(connection._ssl_buffer) == 0
+    assert len(connection.get_buffer(-1)) == BUFFER_BYTES
+    assert in_memory(HttpProtocol) == before
+
+
+async def test_handshake_and_hello_have_one_time_between_them(
+    serve: Serve, certificate: Path, trust: ssl.SSLContext
+) -> None:
+    running = await start(serve, certificate)
+    client = Records(await running.connect(), trust)
+    async with asyncio.timeout(TIMEOUT_S):
+        while not running.server.connections:  # noqa: ASYNC110 - it tells nobody when that changes
+            await asyncio.sleep(0)
+    counted_s = asyncio.get_running_loop().time()
+    await client.upgrade(running.port)
+    assert only_door(running)._timer.when() <= counted_s + ServerSection().hello_timeout_s
 
 
 async def test_who_speaks_no_tls_is_cut(serve: Serve, certificate: Path) -> None:
