@@ -1,18 +1,21 @@
 """Plants faults in copies of the product, one at a time, and says which of them the tests notice.
 
 A test that notices nothing proves nothing. Each mutant is one replacement of text; it counts as killed when the tests
-named with it fail, which must pass without it. Writes the table of docs/mutants.md; exits 1 when one survives.
+named with it fail, which must pass without it. Writes the table of docs/mutants.md; exits 1 when one is not killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,7 +42,8 @@ from mutants.planted import Mutant
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "docs" / "mutants.md"
-TIMEOUT_S = 300
+TIMEOUT_S = 900
+"""Of one run of tests, several of which share the processors; the longest takes a minute alone."""
 MUTANTS = [
     *access.MUTANTS,
     *incidents.MUTANTS,
@@ -84,6 +88,9 @@ def main() -> int:
         write_table(dict(zip(chosen, outcomes, strict=True)))
     killed = outcomes.count("killed")
     print(f"{killed} of {len(outcomes)} killed")
+    for mutant, outcome in zip(chosen, outcomes, strict=True):
+        if outcome != "killed":
+            print(f"{outcome:15}{mutant.breaks}")
     return 0 if killed == len(outcomes) else 1
 
 
@@ -105,7 +112,7 @@ class Bench:
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, copy / name)
             self._free.put(copy)
-        self._passes: dict[str, bool] = {}
+        self._without: dict[str, str] = {}
 
     def try_mutant(self, mutant: Mutant) -> str:
         """Plants one mutant, runs its tests, takes it out again."""
@@ -117,34 +124,54 @@ class Bench:
         finally:
             path.write_text(text)
             self._free.put(copy)
-        print(f"{outcome:10}{mutant.breaks}", flush=True)
+        print(f"{outcome:15}{mutant.breaks}", flush=True)
         return outcome
 
     def _outcome(self, mutant: Mutant, copy: Path, path: Path, text: str) -> str:
         if text.count(mutant.before) != 1:
             return "misplaced"
-        if mutant.tests not in self._passes:
-            self._passes[mutant.tests] = self._run(mutant.tests, copy)
-        if not self._passes[mutant.tests]:
+        if mutant.tests not in self._without:
+            self._without[mutant.tests] = self._run(mutant.tests, copy)
+        if self._without[mutant.tests] != "survived":
             return "fails without"
         path.write_text(text.replace(mutant.before, mutant.after))
-        return "survived" if self._run(mutant.tests, copy) else "killed"
+        return self._run(mutant.tests, copy)
 
     @staticmethod
-    def _run(tests: str, copy: Path) -> bool:
-        """Whether the tests pass in this copy."""
+    def _run(tests: str, copy: Path) -> str:
+        """What comes of the tests in this copy."""
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=hunt"]
         command += tests.split()
         if "tests/contract" in tests:
             command += ["-k", "not socket"]
         environment = {**os.environ, "PYTHONPATH": str(copy)}
-        try:
-            done = subprocess.run(
-                command, cwd=copy, capture_output=True, check=False, timeout=TIMEOUT_S, env=environment
-            )
-        except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
+        return outcome_of(command, folder=copy, environment=environment, timeout_s=TIMEOUT_S)
+
+
+def outcome_of(command: list[str], *, folder: Path, environment: Mapping[str, str], timeout_s: float) -> str:
+    """Runs pytest, and ends it with all that it has started where it takes too long.
+
+    Returns:
+        "survived" if the tests passed, "killed" if one failed, else "timed out" or "broken": no test has spoken.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        status = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return "timed out"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return {0: "survived", 1: "killed"}.get(status, "broken")
 
 
 def write_table(outcomes: dict[Mutant, str]) -> None:

@@ -21,4 +21,12 @@ MUTANTS = [
            "Delete(session_id=session.id, keep_tombstone=False)", "Delete(session_id=session.id)", TESTS),
     Mutant("a clock that was set back brings an old epoch again", "llmws/store/folder.py",
            "    epoch = max(*(epoch + 1 for epoch, _ in ends), site.now_ms())\n", "    epoch = site.now_ms()\n", TESTS),
+    Mutant("a program's position counts what has arrived and was not read", "llmws/client/session.py",
+           "return self._cursor.position(self._consumed())", "return self._cursor.resume", TESTS),
+    Mutant("a program's position counts the event that it is about to read", "llmws/client/session.py",
+           "return min(unconsumed) - 1 if", "return min(unconsumed) if", TESTS),
+    Mutant("after a restart the newest request is the first", "llmws/session/recovery.py",
+           "for request in fold.open.values():", "for request in reversed(fold.open.values()):", TESTS),
+    Mutant("the conversation keeps another answer than was told", "llmws/session/conversation.py",
+           "                    content=request.text,", "                    content=request.text[1:],", TESTS),
 ]  # fmt: skip
