@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,14 +13,6 @@ from tests.security.box import Box, Line
 
 QUESTION = {"type": "inference", "prompt": "whose is this?"}
 IDS = {"session_id", "epoch", "created", "last_activity"}
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("box"))
-    box.start()
-    yield box
-    box.end()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,7 @@ LINE = re.compile(r"[A-Z]+:[\w.]+:")
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+def box(tmp_path_factory: pytest.TempPathFactory) -> Box:
     """A server through whose life every secret has gone: answers, refusals, faults, a kill, a restart, a stop."""
     box = Box(tmp_path_factory.mktemp("box"))
     (box.state / "models" / f"x\n{FORGED}\x1b[31m").mkdir(parents=True)

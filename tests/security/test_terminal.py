@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,14 +15,6 @@ from tests.support.paths import ROOT
 from tests.support.terminal import command, environment
 
 OBEYED = (b"\x1b]0;", b"\x1b[2J", b"\x1b[31m", b"\x07", "\x9b".encode(), "\u202e".encode(), b"\rover")
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    box = Box(tmp_path_factory.mktemp("box"))
-    box.start()
-    yield box
-    box.end()
 
 
 def on_a_terminal(arguments: list[str], environ: dict[str, str]) -> bytes:
