@@ -197,6 +197,7 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ) -> Config:
     """Reads the file, which is made with the defaults if it is missing, and lays the environment over it.
 
     A variable's text is taken as JSON where it is JSON that fits, else as a string: `8765`, `["a.example"]`, `0.0.0.0`.
+    None at all is `null` where the setting may be that.
 
     Raises:
         ConfigError: names the file or the variable, the path inside it and what is wrong.
@@ -270,6 +271,9 @@ def _with_environment(config: Config, environ: Mapping[str, str]) -> Config:
 
 
 def _with_value(config: Config, section: str, key: str, text: str) -> Config:
+    if not text:
+        with contextlib.suppress(ConfigError):
+            return override(config, {section: {key: None}})
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):

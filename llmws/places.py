@@ -33,6 +33,11 @@ class Places(NamedTuple):
     tls_key: Path | None = None
 
 
+def plain(path: Path) -> Path:
+    """The absolute path, as a person would write it: without `..`, but under its own name where it is a link."""
+    return path.parent.resolve() / path.name
+
+
 def default_config_path(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the configuration file lies when nobody says otherwise."""
     return _CHECKOUT / "config.json" if _CHECKOUT else _xdg(environ, "XDG_CONFIG_HOME", ".config") / "config.json"
@@ -61,12 +66,12 @@ def locate(
             bundled_dir = _PACKAGE / "data"
     if state_dir is None:
         state_dir = _CHECKOUT / "var" if _CHECKOUT else _xdg(environ, "XDG_STATE_HOME", ".local/state")
-    state_dir = state_dir.absolute()
+    state_dir = plain(state_dir)
     key_file, tls_cert, tls_key = (
-        config_dir / path if path is not None else None
+        plain(config_dir / path) if path is not None else None
         for path in (config.storage.key_file, config.server.tls_cert, config.server.tls_key)
     )
-    return Places(state_dir, models_dir.absolute(), state_dir / "models", bundled_dir, key_file, tls_cert, tls_key)
+    return Places(state_dir, plain(models_dir), state_dir / "models", bundled_dir, key_file, tls_cert, tls_key)
 
 
 def page_path() -> Path:

@@ -101,8 +101,11 @@ def _configuration(
 ) -> tuple[Config, Places]:
     from llmws import config, places  # noqa: PLC0415
 
-    path = (options.config or places.default_config_path()).absolute()
+    path = places.plain(options.config or places.default_config_path())
+    is_new = options.config is not None and not path.exists()
     loaded = config.override(config.load(path), changes or {})
+    if is_new:
+        print(f"llmws: made {path} with the defaults", file=sys.stderr)
     located = places.locate(
         loaded,
         path.parent,

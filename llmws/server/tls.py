@@ -19,6 +19,8 @@ from llmws.server.http import HttpProtocol
 BUFFER_BYTES: Final = 16 * 1024
 """What is read of the socket at once: a TLS record. asyncio's 256 KiB, for each, are ten times the rest of one."""
 
+_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
+
 SHUTDOWN_TIMEOUT_S: Final = 2.0
 """How long a client may take to say goodbye in TLS too."""
 
@@ -29,24 +31,30 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
     Raises:
         ConfigError: names the file that cannot be used, or is no secret, and why.
     """
+    found = {}
     for name, path in (("tls_cert", cert), ("tls_key", key)):
         try:
-            path.read_bytes()
+            found[path] = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"server.{name}: {path} cannot be read ({error.strerror})") from None
-    # A group may: packages of certificates have one for the services that use them.
-    if key.stat().st_mode & 0o007:
-        raise ConfigError(f"server.tls_key: every account of this machine can read {key}; fix it: chmod o= {key}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
     try:
         # An empty password instead of a question on the terminal, which a service does not have.
         context.load_cert_chain(cert, key, password="")
     except (ssl.SSLError, ValueError) as error:
+        if _CERTIFICATE in found[key] and _CERTIFICATE not in found[cert]:
+            raise ConfigError(f"server.tls_cert: {key} is the certificate, and not {cert}; swap them") from None
+        if b"ENCRYPTED" in found[key]:
+            fix = f"openssl pkey -in {key} -out FILE"
+            raise ConfigError(f"server.tls_key: {key} is encrypted; write it without a password: {fix}") from None
         why = getattr(error, "reason", None) or error
         raise ConfigError(
-            f"server.tls_cert: {cert} and {key} are not a certificate and its unencrypted key, in PEM ({why})"
+            f"server.tls_cert: {cert} and {key} are not a certificate and its key, in PEM ({why})"
         ) from None
+    # A group may: packages of certificates have one for the services that use them.
+    if key.stat().st_mode & 0o007:
+        raise ConfigError(f"server.tls_key: every account of this machine can read {key}; fix it: chmod o= {key}")
     return context
 
 

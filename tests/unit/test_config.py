@@ -147,6 +147,7 @@ def test_a_file_that_cannot_be_read_or_made_is_named(tmp_path: Path) -> None:
         ("LLMWS_MODEL_LOAD_ON_DEMAND", "false", "model", {"load_on_demand": False}),
         ("LLMWS_AUTH_REQUIRED", "false", "auth", {"required": False}),
         ("LLMWS_GENERATION_DEFAULTS_TOP_P", "0.5", "generation_defaults", {"top_p": 0.5}),
+        ("LLMWS_SERVER_TLS_CERT", "", "server", {"tls_cert": None}),
         ("LLMWS_PATHS_STATE_DIR", "/srv/llmws", "paths", {"state_dir": "/srv/llmws"}),
         ("LLMWS_PATHS_STATE_DIR", "\udcff", "paths", {"state_dir": "\udcff"}),
     ],

@@ -142,6 +142,20 @@ MUTANTS = [
         "tests/unit/server/test_exposure.py",
     ),
     Mutant(
+        "a configuration that is not there is made without a word",
+        "llmws/cli/main.py",
+        "    if is_new:\n",
+        "    if False:\n",
+        "tests/unit/test_command_line.py",
+    ),
+    Mutant(
+        "a certificate that was taken for the key is said to be open to everybody",
+        "llmws/server/tls.py",
+        "        if _CERTIFICATE in found[key] and",
+        "        if False and",
+        "tests/unit/server/test_tls.py",
+    ),
+    Mutant(
         "the code stays in the address",
         PAGE,
         '  if (code !== null) history.replaceState(null, "", location.pathname);\n',
