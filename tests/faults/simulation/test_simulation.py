@@ -6,8 +6,8 @@ threads and chance; scripted are the engine, the prompts and the models. `--simu
 and prints what was in them, `--simulation-seed N` repeats one.
 
 Not simulated: TLS and the HTTP routes; `llmws.app`, whose composition `server` repeats; what a thread may do between
-two lines of another; the wall clock inside a stopped process; at the level `os`, syncs that fail; a file whose sync
-failed in one process and is synced, in vain, by the next.
+two lines of another; the wall clock inside a stopped process; at the level `os`, syncs that fail; a sync that
+fails where the disk takes no word of it either.
 """
 
 import os

@@ -132,7 +132,7 @@ class World:
             await asyncio.wait([self.running])
             if not self.running.cancelled():
                 assert self.disk.open_handles == 0, "files were left open"
-            # What the disk refused to sync is gone when the process is; see the docstring of the test.
+            # What the disk refused to sync, and no word of that, is gone when the process is; see the test's docstring.
             self.disk.kill()
             self.is_up.clear()
             if not self.running.cancelled():
