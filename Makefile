@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .PHONY: help setup demo serve test test-fast e2e faults kills property-long faults-store faults-network chaos fuzz simulate security mutants check format docs guide bench bench-load bench-engine bench-gpu clean browser
 
 help: ## list the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(VENV)/server.stamp ## make .venv with the server and the clients in it
 
