@@ -88,14 +88,13 @@ def prepare_state_folder(state: Path, *, account: int | None = None) -> None:
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = state.stat()
-        if status.st_mode & stat.S_ISVTX:
-            raise ConfigError(f"{state}: everybody may write there; name a folder of its own inside it")
+        if status.st_mode & stat.S_IWOTH:
+            fix = "name a folder of its own inside it" if status.st_mode & stat.S_ISVTX else "chmod o-w"
+            raise ConfigError(f"{state}: everybody may write there; see what others have put there, then {fix}")
         if account != 0 and status.st_uid not in (0, account):
             raise ConfigError(f"{state}: belongs to another account; chown it, or name another folder")
         if status.st_uid == account and status.st_mode & 0o077:
             state.chmod(0o700)
-        if state.stat().st_mode & stat.S_IWOTH:
-            raise ConfigError(f"{state}: everybody may write there; chmod o-w, or name another folder")
     except OSError as error:
         raise ConfigError(f"{state}: cannot be used as the state folder ({error.strerror})") from None
 

@@ -170,11 +170,12 @@ def test_a_key_that_others_can_read_stops_the_start(tmp_path: Path, mode: int) -
         load_keys(tmp_path, environ={})
 
 
-def test_a_state_folder_that_others_could_write_is_made_private(tmp_path: Path) -> None:
-    """Somebody who made it first, or a lax umask, could otherwise put tokens of their own there: CWE-379."""
+@pytest.mark.parametrize("mode", [0o755, 0o775])
+def test_a_state_folder_that_others_could_read_is_made_private(tmp_path: Path, mode: int) -> None:
+    """As a lax umask has made it."""
     state = tmp_path / "state"
     state.mkdir()
-    state.chmod(0o777)
+    state.chmod(mode)
     hold_state_folder(state).close()
     assert state.stat().st_mode & 0o777 == 0o700
 
@@ -186,15 +187,6 @@ def test_a_state_folder_of_another_account_is_not_used(tmp_path: Path) -> None:
     if os.getuid() == 0:
         os.chown(state, 65534, 65534)  # a folder of root's may be used
     with pytest.raises(ConfigError, match="belongs to another account"):
-        hold_state_folder(state, account=12345)
-
-
-def test_a_state_folder_that_stays_open_to_everybody_is_not_used(tmp_path: Path) -> None:
-    """A folder of root's that an account may use, but not close."""
-    state = tmp_path / "state"
-    state.mkdir()
-    state.chmod(0o777)
-    with pytest.raises(ConfigError, match="everybody may write there" if os.getuid() == 0 else "another account"):
         hold_state_folder(state, account=12345)
 
 
@@ -212,14 +204,16 @@ def test_a_command_looks_at_the_state_folder_as_the_server_does(
     assert "everybody may write there" in capsys.readouterr().err
 
 
-def test_a_folder_of_everybodys_is_no_state_folder(tmp_path: Path) -> None:
-    """In the temporary folder anybody can have made the files first; and it must not be closed to them either."""
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o703])
+@pytest.mark.parametrize("account", [None, 12345])
+def test_a_folder_of_everybodys_is_no_state_folder(tmp_path: Path, mode: int, account: int | None) -> None:
+    """Anybody can have put tokens of their own there, which closing it now would not take out: CWE-379."""
     state = tmp_path / "tmp"
     state.mkdir()
-    state.chmod(0o1777)
+    state.chmod(mode)
     with pytest.raises(ConfigError, match="everybody may write there"):
-        hold_state_folder(state)
-    assert state.stat().st_mode & 0o7777 == 0o1777
+        hold_state_folder(state, account=account)
+    assert state.stat().st_mode & 0o7777 == mode
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o644, 0o666])

@@ -354,10 +354,10 @@ MUTANTS = [
         _LOCK,
     ),
     Mutant(
-        "a state folder that everybody may write is used",
+        "a state folder that everybody could write is taken, and what they put there",
         "llmws/store/lock.py",
-        "        if state.stat().st_mode & stat.S_IWOTH:",
-        "        if not state.stat().st_mode:",
-        "tests/security/test_credentials.py -k stays_open",
+        "        if status.st_mode & stat.S_IWOTH:\n",
+        "        if status.st_mode & stat.S_ISVTX:\n",
+        "tests/security/test_credentials.py -k everybodys",
     ),
 ]
