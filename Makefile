@@ -4,7 +4,6 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome-stable google-chrome
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -113,8 +112,8 @@ $(VENV)/dev.stamp: $(VENV)/server.stamp
 	@touch $@
 
 # Where there is no browser, root gets Debian's; anybody else is told by the tests that need one.
-browser:
-	@for browser in "$$BROWSER" $(BROWSERS); do command -v "$$browser" >/dev/null && exit; done; \
+browser: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.support.browser 2>/dev/null && exit; \
 	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
 		echo "Installing a browser for the tests …"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium-headless-shell; \

@@ -16,10 +16,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def storm_s(request: pytest.FixtureRequest) -> float:
     """How long the storm lasts."""
-    return request.config.getoption("--storm-seconds", default=None) or SHORT_STORM_S
+    return request.config.getoption("--storm-seconds") or SHORT_STORM_S
 
 
 @pytest.fixture
 def is_judged(request: pytest.FixtureRequest) -> bool:
     """Whether the machine is quiet enough that times mean something."""
-    return request.config.getoption("--storm-seconds", default=None) is not None
+    return request.config.getoption("--storm-seconds") is not None

@@ -1,4 +1,7 @@
-"""A real browser, driven through the DevTools protocol."""
+"""A real browser, driven through the DevTools protocol.
+
+As a program it only says whether there is one: `python -m tests.support.browser` exits 1, and says why, if not.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,10 +26,15 @@ MISSING = (
 DEADLINE_S = 20
 
 
+def find() -> str | None:
+    """The browser to run, where there is one."""
+    named = os.environ.get("BROWSER")
+    return next(filter(None, map(shutil.which, [named] if named else PROGRAMS)), None)
+
+
 def program() -> str:
     """The browser to run; a machine without one fails, as nothing else sees what these tests see."""
-    named = os.environ.get("BROWSER")
-    found = next(filter(None, map(shutil.which, [named] if named else PROGRAMS)), None)
+    found = find()
     if found is None:
         pytest.fail(MISSING)
     return found
@@ -168,3 +177,7 @@ class Tab:
         """The status of every answer, by address."""
         answers = [parameters["response"] for name, parameters in self.events if name == "Network.responseReceived"]
         return {answer["url"]: answer["status"] for answer in answers}
+
+
+if __name__ == "__main__":
+    sys.exit(MISSING if find() is None else 0)

@@ -13,10 +13,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def simulation_seeds(request: pytest.FixtureRequest) -> range:
-    seed = request.config.getoption("--simulation-seed", default=None)
+    seed = request.config.getoption("--simulation-seed")
     if seed is not None:
         return range(seed, seed + 1)
-    return range(request.config.getoption("--simulation-seeds", default=10))
+    return range(request.config.getoption("--simulation-seeds"))
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def cancels(request: pytest.FixtureRequest) -> int:
     """Heard only where these tests are named on the command line; else there are a few."""
-    return request.config.getoption("--cancels", default=None) or SHORT_CANCELS
+    return request.config.getoption("--cancels") or SHORT_CANCELS
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def store_faults(request: pytest.FixtureRequest) -> int:
-    return request.config.getoption("--store-faults", default=None) or SHORT_FAULTS
+    return request.config.getoption("--store-faults") or SHORT_FAULTS
 
 
 class FaultyDisk:
