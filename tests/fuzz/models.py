@@ -19,6 +19,7 @@ from llmws.prompt.frames import UNREADABLE, FrameError, Line, decode_answer, dec
 from llmws.tokenizer_files import read_tokenizer
 from llmws.weight_files import tensor_bytes
 from tests.fuzz.target import PART, Target, check_refusal, scratch
+from tests.support.safetensors_file import safetensors_bytes
 
 MAX_PIXELS: Final = 2**16
 FRAME_BYTES: Final = 1024
@@ -82,8 +83,8 @@ def _folder(name: str, *weights: str) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type":"llama"}')
     for each in weights:
-        header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-        (folder / each).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+        header = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+        (folder / each).write_bytes(safetensors_bytes(header, bytes(4)))
     return folder
 
 

@@ -13,15 +13,15 @@ from llmws.catalog.catalog import Catalog
 from llmws.engine_api import PromptFailed, PromptReady
 from llmws.prompt.limits import Limits
 from tests.integration.prompt.harness import Renderer, good_model, template_model
+from tests.support.safetensors_file import EMPTY, safetensors_bytes
 
-WEIGHTS = (2).to_bytes(8, "little") + b"{}"
 LIMITS = Limits(memory_bytes=384 * 2**20, base_s=1.0, per_mib_s=0.0)
 
 
 def folder(path: Path, *, config: dict[str, Any] | None = None, weights: str = "model.safetensors") -> Path:
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps({"model_type": "llama", **(config or {})}))
-    (path / weights).write_bytes(WEIGHTS)
+    (path / weights).write_bytes(EMPTY)
     return path
 
 
@@ -60,7 +60,7 @@ def test_weights_that_are_a_program_are_not_offered(catalog: Catalog, tmp_path: 
 
 def test_an_index_leads_nowhere_else(catalog: Catalog, tmp_path: Path) -> None:
     """A file that names other files names `/etc/passwd`: CVE-2024-37032, where a manifest's digest did."""
-    (tmp_path / "secret.safetensors").write_bytes(WEIGHTS)
+    (tmp_path / "secret.safetensors").write_bytes(EMPTY)
     for number, name in enumerate(("../../secret.safetensors", str(tmp_path / "secret.safetensors"), "a/../x")):
         path = folder(tmp_path / "models" / f"m{number}")
         (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
@@ -71,9 +71,8 @@ def test_what_has_not_come_whole_is_not_offered(catalog: Catalog, tmp_path: Path
     """A download that is renamed into place before it is checked is served when it breaks off."""
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n"
     longer = (1000).to_bytes(8, "little") + b"{}"
-    tensor = b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
-    cut = len(tensor).to_bytes(8, "little") + tensor + bytes(35)
-    for number, weights in enumerate((b"", WEIGHTS[:7], pointer, longer, cut)):
+    cut = safetensors_bytes({"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}, bytes(35))
+    for number, weights in enumerate((b"", EMPTY[:7], pointer, longer, cut)):
         (folder(tmp_path / "models" / f"m{number}") / "model.safetensors").write_bytes(weights)
     shard = folder(tmp_path / "models" / "shard", weights="model-1.safetensors")
     (shard / "model.safetensors.index.json").write_text(
@@ -85,7 +84,7 @@ def test_what_has_not_come_whole_is_not_offered(catalog: Catalog, tmp_path: Path
 
 def test_a_link_leads_nowhere_else(catalog: Catalog, tmp_path: Path) -> None:
     """Archives and repositories carry links, and what is read through one may be any file of the account."""
-    (tmp_path / "secret").write_bytes(WEIGHTS)
+    (tmp_path / "secret").write_bytes(EMPTY)
     path = folder(tmp_path / "models" / "m")
     (path / "model.safetensors").unlink()
     (path / "model.safetensors").symlink_to(tmp_path / "secret")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from llmws.errors import ModelInvalidError
 from llmws.weight_files import tensor_bytes
+from tests.support.safetensors_file import safetensors_bytes
 
 SENSELESS = "model.safetensors has a header that makes no sense"
 CUT_SHORT = "model.safetensors is cut short"
@@ -19,8 +19,7 @@ def entry(start: int, end: int, *shape: int, dtype: str = "F32") -> dict[str, ob
 
 
 def weights(folder: Path, header: object, *, data_bytes: int, name: str = "model.safetensors") -> Path:
-    head = json.dumps(header).encode()
-    (folder / name).write_bytes(len(head).to_bytes(8, "little") + head + bytes(data_bytes))
+    (folder / name).write_bytes(safetensors_bytes(header, bytes(data_bytes)))
     return folder
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import stat
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from llmws.protocol import ErrorCode
 from llmws.protocol.messages import Sampling
 from tests.integration.engine.tiny_models import EOS, tokenizer
 from tests.support.listening import Listener
+from tests.support.safetensors_file import safetensors_bytes
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def spoil_a_weight(folder):
 
 def claim_terabytes(folder):
     """In a file with a hole, which takes no room on a disk."""
-    head = json.dumps({"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
+    head = safetensors_bytes({"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}})
     path = Path(folder) / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(head)) + head)
-    os.truncate(path, 8 + len(head) + 4 * 10**12)
+    path.write_bytes(head)
+    os.truncate(path, len(head) + 4 * 10**12)
 
 
 def cut_short(folder):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.model_folders import CHATML, byte_level, write_model
+from tests.support.safetensors_file import safetensors_bytes
 
 HIDDEN = 16
 CONFIG: dict[str, Any] = {
@@ -62,8 +63,7 @@ def weights(path: Path, *, seed: int, value: float | None = None, header: Mappin
         start = len(data)
         data += struct.pack(f"<{count}f", *(dice.gauss(0, 0.3) if value is None else value for _ in range(count)))
         entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, len(data)]}
-    head = header if isinstance(header, bytes) else json.dumps({**entries, **header}).encode()
-    path.write_bytes(len(head).to_bytes(8, "little") + head + data)
+    path.write_bytes(safetensors_bytes(header if isinstance(header, bytes) else {**entries, **header}, bytes(data)))
 
 
 def edit(path: Path, changes: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ from llmws.catalog import Catalog, Problem
 from llmws.engine_api import ModelRef
 from llmws.errors import BadRequestError, ModelNotFoundError, StorageError
 from tests.support.hostile_names import HOSTILE
+from tests.support.safetensors_file import EMPTY
 
-WEIGHTS = (2).to_bytes(8, "little") + b"{}"
 AUTO_MAP = (
     "config.json asks for custom code (auto_map); if transformers knows the model type itself, remove the key auto_map "
     "from config.json: its files are then read as any other's"
@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {"model_type": "llama", "_name_or_path": "x/y", "_attn_
 def make(folder: Path, *, config: object = CONFIG, **files: bytes | None) -> Path:
     """A model's folder; `files` are written beside `config.json` and `model.safetensors`, or left out when None."""
     folder.mkdir(parents=True)
-    contents = {"config.json": json.dumps(config).encode(), "model.safetensors": WEIGHTS}
+    contents = {"config.json": json.dumps(config).encode(), "model.safetensors": EMPTY}
     contents |= {name.replace("__", "."): content for name, content in files.items()}
     for name, content in contents.items():
         if content is not None:
@@ -120,7 +120,7 @@ def test_a_broken_model_does_not_hide_a_good_one_of_its_name(home: Home) -> None
         ({"config__json": b" " * (4 * 2**20 + 1)}, "config.json is larger than 4194304 bytes"),
         ({"model__safetensors": None}, "it has no *.safetensors file"),
         (
-            {"model__safetensors": None, "a__safetensors": WEIGHTS, "training_args__bin": b"x"},
+            {"model__safetensors": None, "a__safetensors": EMPTY, "training_args__bin": b"x"},
             "it has neither model.safetensors nor model.safetensors.index.json",
         ),
         (

@@ -8,14 +8,13 @@ import pytest
 from llmws.engine.digest import model_digest, tokenizer_digest
 from llmws.errors import ModelInvalidError
 from llmws.weight_files import tensor_bytes, weights_bytes
+from tests.support.safetensors_file import safetensors_bytes
 
 
 def write_weights(path, data, name="w", dtype="F32"):
     count = len(data) // {"F32": 4, "BF16": 2, "I8": 1}[dtype]
-    head = json.dumps(
-        {"__metadata__": {"format": "pt"}, name: {"dtype": dtype, "shape": [count], "data_offsets": [0, len(data)]}}
-    ).encode()
-    path.write_bytes(struct.pack("<Q", len(head)) + head + data)
+    entry = {"dtype": dtype, "shape": [count], "data_offsets": [0, len(data)]}
+    path.write_bytes(safetensors_bytes({"__metadata__": {"format": "pt"}, name: entry}, data))
 
 
 def shard(folder, *more):
