@@ -114,7 +114,9 @@ class Entrance:
         if head.has_two_lengths:
             # A proxy that believes the other one sees other requests in the same bytes. Source: RFC 9112, section 6.1.
             return Refusal(400, "Transfer-Encoding and Content-Length may not come together")
-        if self.server.behind_proxy and not caller.is_by_proxy and not is_loopback(caller.address):
+        # Who comes from the address that is bound to is on this machine, as who comes from loopback.
+        is_near = is_loopback(caller.address) or caller.address == canonical(self.server.host)
+        if self.server.behind_proxy and not caller.is_by_proxy and not is_near:
             return Refusal(403, "this server is behind a proxy; come through it")
         trust_null = False
         if "null" in head.origins:

@@ -285,6 +285,17 @@ async def test_behind_a_proxy_only_it_is_believed_and_nobody_passes_it_by(
     assert (await get(app, "/healthz", peer=peer, headers={"host": "llm.example.org", **headers}))[0] == expected
 
 
+async def test_behind_a_proxy_programs_of_this_machine_come_in_at_the_address_bound_to() -> None:
+    """With such an address the server has no loopback; `llm` on the same machine comes from the address itself."""
+    server = ServerSection(host="192.0.2.9", behind_proxy=True, proxies=("192.0.2.1",))
+    app = create_app(new_entrance(server=server))
+    headers = {"host": "192.0.2.9:8765"}
+    assert [(await get(app, "/healthz", peer=peer, headers=headers))[0] for peer in ("192.0.2.9", "192.0.2.8")] == [
+        200,
+        403,
+    ]
+
+
 async def test_behind_a_proxy_each_client_has_its_own_count_of_failures() -> None:
     guard = Guard(PlainTextResponse("reached"), new_entrance(server=PROXIED), routes={"/x": {"GET": "user"}})
 
