@@ -1,9 +1,8 @@
 """The WebSocket door: one connection's socket, framing, heartbeat and way out.
 
-Follows the integration guide of `websockets`' sans-I/O protocol class: bytes in, events out, bytes out. uvicorn's
-HTTP protocol hands the socket over at the upgrade; the ASGI application never sees it, so a frame is sent by a plain
-call. Knows nothing of what the messages mean: `Door` judges them, `Sessions` takes them. Invariant: one `detach` for
-every `attach`, however the socket ends.
+Follows the integration guide of `websockets`' sans-I/O protocol class: bytes in, events out, bytes out. uvicorn's HTTP
+protocol hands the socket over at the upgrade; ASGI never sees it, so a frame is sent by a plain call. Knows nothing of
+what the messages mean: `Door` judges them, `Sessions` takes them. Invariant: one `detach` for every `attach`.
 """
 
 from __future__ import annotations
@@ -96,9 +95,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._message = bytearray()
         self._text = True
         self._incomplete_bytes = 0
-        # Which of these may come together: while `_closing`, nothing that comes counts any more, but it is read on, to
-        # see the other side's close frame. It may be `_congested` then, but not `_is_clogged`. What came is taken in
-        # `_turn`s, also after the socket was `_lost`, unless it was `_closing`. `_lost` is never `_congested`.
+        # Which may come together: while `_closing`, nothing that comes counts any more, but is read on, up to the other
+        # side's close frame. It may be `_congested` then, but not `_is_clogged`. What came is taken in `_turn`s, also
+        # after the socket was `_lost`, unless it was `_closing`. `_lost` is never `_congested`.
         self._congested = False
         self._closing = False
         self._lost = False
@@ -151,7 +150,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """The client has ended its half; it would not answer anything any more, but what it has said counts."""
-        self._transport.abort()
+        self._loop.call_soon(self._transport.abort)  # asyncio's TLS, which calls this, is not done with it yet
 
     def pause_writing(self) -> None:
         """The write buffer is above the high-water mark."""

@@ -244,7 +244,7 @@ MUTANTS = [
     Mutant(
         "the proxy can be passed by",
         "llmws/server/entrance.py",
-        "        if self.server.behind_proxy and not caller.is_by_proxy and not is_loopback(caller.address):",
+        "        if self.server.behind_proxy and not caller.is_by_proxy and not is_near:",
         "        if self.server.behind_proxy and not caller.address:",
         _ASGI,
     ),
@@ -288,6 +288,13 @@ MUTANTS = [
         "llmws/server/tls.py",
         "        self._app_reading_paused = False\n        self._start_shutdown()\n",
         "",
+        "tests/integration/server/test_tls.py",
+    ),
+    Mutant(
+        "a connection is cut while asyncio's TLS is at its end",
+        "llmws/server/websocket.py",
+        "        self._loop.call_soon(self._transport.abort)",
+        "        self._transport.abort()",
         "tests/integration/server/test_tls.py",
     ),
     Mutant(

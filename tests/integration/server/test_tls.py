@@ -167,10 +167,10 @@ async def attached(running: Running, trust: ssl.SSLContext) -> Records:
 async def test_what_was_said_before_the_end_counts_and_its_answers_are_nothing_to_log(
     serve: Serve, certificate: Path, trust: ssl.SSLContext, caplog: pytest.LogCaptureFixture, *, says_goodbye: bool
 ) -> None:
-    """Messages, a close frame and the end come at once, with a TLS goodbye or as from a killed client."""
+    """More messages than a read takes, a close frame and the end come at once, with a TLS goodbye or without."""
     running = await start(serve, certificate)
     client = await attached(running, trust)
-    messages = [m.Cancel(request_id=str(n)) for n in range(20)]
+    messages = [m.Cancel(request_id=str(n)) for n in range(BUFFER_BYTES // 20)]
     client.tls.write(
         b"".join(frame(encode(message)) + frame(b'{"type":"ping"}') for message in messages)
         + frame(b"\x03\xe8", opcode=CLOSE)
