@@ -32,8 +32,7 @@ e2e: $(VENV)/dev.stamp browser ## run the tests that drive real processes, termi
 faults: kills faults-store faults-network simulate ## run every long profile of what goes wrong (an hour)
 
 kills: $(VENV)/dev.stamp ## kill a server 300 times, flip every bit of a session, fail its disk, jump its clock (minutes)
-	@$(BIN)/python -m pytest tests/faults --kills 300 --every-bit --show-capture=no -s \
-		--ignore tests/faults/simulation --ignore tests/faults/test_network.py --ignore tests/faults/test_client_kills.py
+	@$(BIN)/python -m pytest tests/faults -m "not network and not simulation" --kills 300 --every-bit --show-capture=no -s
 
 property-long: $(VENV)/dev.stamp ## walk the hub's state machine for 300,000 steps and more (minutes)
 	@$(BIN)/python -m pytest tests/property --hypothesis-profile=long
@@ -42,13 +41,13 @@ faults-store: $(VENV)/dev.stamp ## inject 50,000 faults of a simulated disk into
 	@$(BIN)/python -m pytest tests/unit/store/test_crash_simulation.py --store-faults 50000 --show-capture=no -s
 
 faults-network: $(VENV)/dev.stamp ## 1,000 users behind bad networks, and clients killed with -9 (minutes)
-	@$(BIN)/python -m pytest tests/faults/test_network.py tests/faults/test_client_kills.py \
+	@$(BIN)/python -m pytest tests/faults -m network \
 		--network-runs 1000 --client-kills 40 --show-capture=no -s
 
 chaos: $(VENV)/dev.stamp ## 50 clients, a bad network, kill -9 of everybody for ten minutes (CHAOS="--minutes 60 --seed 2 --guide")
 	@$(BIN)/python -m tests.faults.chaos $(CHAOS)
 
-fuzz: $(VENV)/fuzz.stamp ## storm a server, then run every reader on a million hostile inputs (minutes)
+fuzz: $(VENV)/fuzz.stamp ## storm a server, then run every reader on a million hostile inputs, and no fewer (minutes)
 	@$(BIN)/python -m pytest tests/fuzz/test_storm.py --storm-seconds 30 -s -q
 	@$(BIN)/python -m tests.fuzz
 

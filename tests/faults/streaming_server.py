@@ -164,10 +164,11 @@ class Steering:
         self._prompts.is_held = True
 
     def obey(self) -> None:
-        """Carries out one command a line, until there are no more."""
+        """Carries out one command a line; when there are no more whoever gave them is gone, and so is the process."""
         for line in sys.stdin:
             name, *arguments = json.loads(line)
             print(json.dumps(getattr(self, name)(*arguments)), flush=True)
+        os._exit(0)
 
 
 def main() -> None:

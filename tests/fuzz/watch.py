@@ -1,4 +1,4 @@
-"""What is noted of every execution: how many there were, and the longest.
+"""What is noted of all executions: how many inputs there were, how many came again, and the longest.
 
 Knows neither fuzzers nor targets' promises. Invariant: what is noted outlives the process, however it ends, as it
 stands in a file that is mapped into memory.
@@ -19,14 +19,15 @@ from tests.fuzz.target import Target
 MAX_STEP_S: Final = 0.25
 """Longer than this no input may hold the server's event loop."""
 
-_COUNTS: Final = struct.Struct("QQ")
+_COUNTS: Final = struct.Struct("QQQ")
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """Executions, and the processor time of the longest."""
+    """Executions, how many inputs were run once more because they were slow, and the processor time of the longest."""
 
-    executions: int
-    longest_ns: int
+    executions: int = 0
+    repetitions: int = 0
+    longest_ns: int = 0
 
 
 class StallError(AssertionError):
@@ -49,21 +50,21 @@ class Watch:
         with notes.open("r+b") as file:
             self._notes = mmap.mmap(file.fileno(), _COUNTS.size)
         self._target = target
-        self._executions = 0
-        self._longest_ns = 0
+        self._executions = self._repetitions = self._longest_ns = 0
 
     def __call__(self, data: bytes) -> None:
         """Runs the target once, or twice where it was slow."""
+        self._executions += 1
         took_ns = self._timed(data)
         if took_ns > self._longest_ns:
+            self._repetitions += 1
             took_ns = min(took_ns, self._timed(data))
         self._longest_ns = max(self._longest_ns, took_ns)
-        _COUNTS.pack_into(self._notes, 0, self._executions, self._longest_ns)
+        _COUNTS.pack_into(self._notes, 0, self._executions, self._repetitions, self._longest_ns)
         if self._target.on_loop and took_ns > MAX_STEP_S * 1e9:
             raise StallError(f"{took_ns / 1e6:.0f} ms")
 
     def _timed(self, data: bytes) -> int:
-        self._executions += 1
         began_ns = time.thread_time_ns()
         longest_step_ns = self._target.run(data)
         return time.thread_time_ns() - began_ns if longest_step_ns is None else longest_step_ns
