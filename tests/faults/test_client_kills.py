@@ -21,6 +21,8 @@ from tests.faults.streaming_server import StreamingServer, running
 from tests.support.paths import ROOT
 from tests.support.terminal import command, environment
 
+pytestmark = pytest.mark.network
+
 TIMEOUT_S = 30
 SIZE_BYTES = 10
 COUNT = 400

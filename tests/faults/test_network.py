@@ -20,6 +20,8 @@ from tests.faults.judge import Question, Verdict, judge
 from tests.faults.streaming_server import StreamingServer, running
 from tests.support.fault_proxy import UNHARMED, Fault, FaultProxy, Treatment, draw
 
+pytestmark = pytest.mark.network
+
 SIDE_BY_SIDE = 8
 QUESTIONS = 3
 MOST_TOKENS = 80

@@ -24,7 +24,7 @@ EVENTS = ("open", "os.", "shutil.", "glob.", "tempfile.", "pathlib.")
 OWN = ("models", "state", "xdg", "config.json", "touched")
 
 
-class Spy:
+class PathSpy:
     """Writes down each path that is neither the server's nor the interpreter's."""
 
     def __init__(self, folder: Path) -> None:
@@ -57,7 +57,7 @@ def main() -> None:
         prompts=ProcessRenderer(),
         models=Catalog(where.models_dir, where.own_models_dir, None),
     )
-    spy = Spy(folder)
+    spy = PathSpy(folder)
     with contextlib.suppress(OSError):
         sys.addaudithook(spy)
         (folder / "victim").open()

@@ -15,8 +15,12 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
+
 from tests.faults.simulation.world import simulate
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.simulation
 
 FIGURES = (
     "requests", "events", "connections", "resumes", "resets", "cuts", "kills", "stops", "disk faults", "clock jumps",

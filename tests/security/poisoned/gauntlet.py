@@ -88,7 +88,7 @@ class Report(msgspec.Struct):
     heard: dict[str, list[str]]
 
 
-class Spy:
+class CodeSpy:
     """Hears what the interpreter is about to do."""
 
     def __init__(self, models: Path, secret: Path) -> None:
@@ -120,7 +120,7 @@ class Spy:
 class Gauntlet:
     """The parts of a server that touch a model."""
 
-    def __init__(self, models: Path, state: Path, spy: Spy) -> None:
+    def __init__(self, models: Path, state: Path, spy: CodeSpy) -> None:
         self._models = models
         self._state = state
         self._spy = spy
@@ -196,7 +196,7 @@ class Gauntlet:
         return chunk.text or chunk.error_message
 
 
-def heard(spy: Spy, models: Path, secret: Path) -> dict[str, list[str]]:
+def heard(spy: CodeSpy, models: Path, secret: Path) -> dict[str, list[str]]:
     """What the spy says to each thing that it listens for."""
     script = models / "scripts" / "setup.py"
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -226,7 +226,7 @@ def main() -> None:
     import llmws.engine.forecast
     import llmws.engine.loading  # noqa: F401 - what is imported now is not heard later
 
-    spy = Spy(models, secret)
+    spy = CodeSpy(models, secret)
     sys.addaudithook(spy)
     gauntlet = Gauntlet(models, state, spy)
     try:

@@ -25,11 +25,8 @@ from llmws.server.websocket import (
     text_header,
 )
 from tests.support.credentials import FixedCredentials
+from tests.support.frames import UPGRADE
 
-UPGRADE = (
-    b"GET /v1/ws HTTP/1.1\r\nHost: localhost:8765\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 PING = b"\x89\x00"
 MASKED_PING, PONG = b"\x89\x80\0\0\0\0", b"\x8a\x00"
 SECRET = "the prompt that no log may hold"
