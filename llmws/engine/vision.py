@@ -1,6 +1,6 @@
 """Images in a prompt: from encoded files to what a model's first forward takes.
 
-Owns the model's own processor. Knows no streams. Invariant: an image takes as many tokens as the model's processor
+Owns what is asked of the model's processor. Knows no streams. Invariant: an image takes as many tokens as the processor
 gives it, whatever else is in the prompt.
 """
 
@@ -13,12 +13,11 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import torch
-import transformers
 from PIL import Image
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from llmws.engine.image_files import read_images
 from llmws.engine.network import Network
+from llmws.engine.processors import load_processor
 from llmws.engine_api import GenerationRequest, ImageInput
 from llmws.errors import BadRequestError, ModelInvalidError
 from llmws.protocol.messages import Sampling
@@ -186,26 +185,7 @@ def load_vision(folder: Path, network: Network, *, max_pixels: int) -> Vision:
         Exception: whatever transformers raises where it lacks a file or a package, or where the processor is not one
             for images.
     """
-    return Vision(network, _processor(folder, network.config), max_pixels=max_pixels)
-
-
-def _processor(folder: Path, config: transformers.PreTrainedConfig) -> Processor:
-    """The processor in the folder; where only its part for videos cannot be loaded, which takes torchvision, the rest.
-
-    Source: `ProcessorMixin`, transformers 5, makes its parts from what `get_attributes` lists.
-    """
-    auto: Any = transformers.AutoProcessor
-    options = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        return auto.from_pretrained(folder, **options)  # type: ignore[no-any-return]
-    except (ImportError, OSError) as error:
-        try:
-            whole: Any = PROCESSOR_MAPPING[type(config)]
-            parts = [part for part in whole.get_attributes() if part != "video_processor"]
-            for_images: Any = type(whole.__name__, (whole,), {"get_attributes": classmethod(lambda _: parts)})
-            return for_images.from_pretrained(folder, **options)  # type: ignore[no-any-return]
-        except Exception:  # noqa: BLE001 - whatever it is, the first reason is the better one
-            raise error from None
+    return Vision(network, load_processor(folder, network.config), max_pixels=max_pixels)
 
 
 def _split(values: Sequence[int], separators: Sequence[int]) -> list[list[int]]:

@@ -42,6 +42,20 @@ MUTANTS = [
         "tests/unit/engine/test_building.py",
     ),
     Mutant(
+        "a processor normalises as the folder says",
+        "llmws/engine/processors.py",
+        "    plain.normalizer = None\n",
+        "",
+        "tests/integration/engine/test_vision.py -k rule",
+    ),
+    Mutant(
+        "a processor may make a picture of any size",
+        "llmws/engine/processors.py",
+        "    _check_sizes(processor)\n",
+        "",
+        "tests/integration/engine/test_vision.py -k beyond",
+    ),
+    Mutant(
         "a load follows links that a scan refuses",
         "llmws/engine/reading.py",
         "    check_files(folder)\n",

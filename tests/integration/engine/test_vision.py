@@ -1,5 +1,6 @@
 """Images in a prompt: the answer is that of `generate()` with the model's own processor, and bad files harm nobody."""
 
+import json
 import struct
 import weakref
 import zlib
@@ -14,9 +15,10 @@ from llmws.catalog.inspection import examine
 from llmws.engine.fallback import Context, find_increments
 from llmws.engine.image_files import read_images
 from llmws.engine.measure import measured_footprint
+from llmws.engine.processors import load_processor
 from llmws.engine.vision import load_vision
 from llmws.engine_api import MAX_IMAGES, GenerationRequest, ImageInput, ModelLoaded, Turn
-from llmws.errors import BadRequestError
+from llmws.errors import BadRequestError, ModelInvalidError
 from llmws.prompt import model_text
 from llmws.prompt.render import tokenize
 from llmws.protocol import ErrorCode
@@ -205,6 +207,78 @@ def test_a_model_whose_processor_cannot_be_loaded_is_one_for_text(tmp_path, ear,
     assert "blind takes no images: " in caplog.text
     assert [answer.error_code for answer in answers] == [None, ErrorCode.BAD_REQUEST]
     assert answers[1].error_message == "this model takes no images"
+
+
+def edited(folder, name, change):
+    path = folder / name
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+GROWING = {"type": "Replace", "pattern": {"String": "i"}, "content": "ii"}
+RULES = {
+    "a text that doubles forty times": {"normalizer": {"type": "Sequence", "normalizers": [GROWING] * 40}},
+    "a pattern that takes for ever": {
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "(?:(?:a|b|.)*)*Z"},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_processor_encodes_by_no_rule_of_the_folder(rule, tmp_path):
+    """The ids are those of the placeholders all the same."""
+    save("llava", tmp_path)
+    edited(tmp_path, "tokenizer.json", lambda content: content.update(RULES[rule]))
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    tokenizer = load_processor(tmp_path, config).tokenizer
+    assert tokenizer.backend_tokenizer.normalizer is None
+    assert set(tokenizer("<image>" * 3, add_special_tokens=False)["input_ids"]) == {config.image_token_id}
+    assert len(tokenizer("i" * 40, add_special_tokens=False)["input_ids"]) <= 40
+
+
+SIZES = {
+    "a side": ("llava", {"size": {"height": 6000, "width": 6000}}, "a size of 6000"),
+    "a crop": ("llava", {"crop_size": {"height": 10**9, "width": 1}}, "a size of 1000000000"),
+    "a tile": ("idefics3", {"max_image_size": {"longest_edge": 10**6}}, "a size of 1000000"),
+    "an area": ("qwen2-vl", {"size": {"shortest_edge": 64, "longest_edge": 2**24 + 1}}, "a size of 16777217"),
+    "a patch": (
+        "qwen2-vl",
+        {"patch_size": 1, "size": {"shortest_edge": 64, "longest_edge": 2**24}},
+        "16777216 patches",
+    ),
+    "the largest area": (
+        "qwen2-vl",
+        {"size": {"shortest_edge": 3136, "longest_edge": 12845056}, "patch_size": 14},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_processor_makes_no_picture_beyond_a_bound(size, tmp_path):
+    family, changes, why = SIZES[size]
+    save(family, tmp_path)
+    edited(tmp_path, "processor_config.json", lambda content: content["image_processor"].update(changes))
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    if why is None:
+        assert load_processor(tmp_path, config) is not None
+    else:
+        with pytest.raises(ModelInvalidError, match=f"its processor .*{why}"):
+            load_processor(tmp_path, config)
+
+
+@pytest.mark.parametrize("mark", ["<image>" * 2, "a" * 40, "<" * 10**6])
+def test_a_processor_s_placeholder_is_a_token(mark, tmp_path):
+    save("llava", tmp_path)
+    edited(tmp_path, "processor_config.json", lambda content: content.update(image_token=mark))
+    with pytest.raises(ModelInvalidError, match="a placeholder that is no token"):
+        load_processor(tmp_path, transformers.AutoConfig.from_pretrained(tmp_path))
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
