@@ -35,8 +35,9 @@ from tests.unit.store.simulated_disk import SimulatedDisk, SimulatedFile
 class Stored:
     """A session as a killed server left it."""
 
-    def __init__(self, session_id: str, keys: KeyRing, files: dict[str, bytes]) -> None:
+    def __init__(self, session_id: str, keys: KeyRing, files: dict[str, bytes], older_meta: bytes) -> None:
         self.session_id = session_id
+        self.older_meta = older_meta
         self.files = files
         self._keys = keys
         self._session = uuid.UUID(session_id).bytes
@@ -90,28 +91,32 @@ def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Two sessions of one server."""
     tokens = 12 if request.config.getoption("--every-bit") else 3
     with running(tmp_path_factory.mktemp("tampering")) as server:
-        ids = asyncio.run(_live_through_two_kills(server, tokens))
+        older_metas = asyncio.run(_live_through_two_kills(server, tokens))
     keys = load_keys(server.state)
     return [
-        Stored(each, keys, {path.name: path.read_bytes() for path in (server.state / "sessions" / each).iterdir()})
-        for each in ids
+        Stored(
+            each, keys, {path.name: path.read_bytes() for path in (server.state / "sessions" / each).iterdir()}, older
+        )
+        for each, older in older_metas.items()
     ]
 
 
-async def _live_through_two_kills(server: StreamingServer, tokens: int) -> list[str]:
+async def _live_through_two_kills(server: StreamingServer, tokens: int) -> dict[str, bytes]:
+    """Returns the meta of each session as it was in the first life."""
     tally = Tally(0)
     users = [scripted(server, tally, tokens=tokens, size_bytes=4) for _ in range(2)]
     for user in users:
         await user.attach()
         await user.ask("first")
         await user.read_tokens("first", tokens // 2)
+    older = {user.session_id: (server.state / "sessions" / user.session_id / META_NAME).read_bytes() for user in users}
     await kill_and_return(*users, tally=tally, kind="")
     for user in users:
         await user.read_end("first")
         await user.ask("second")
         await user.read_tokens("second", tokens // 2)
     await kill(*users, tally=tally, kind="")
-    return [user.session_id for user in users]
+    return older
 
 
 @pytest.mark.parametrize("log", LOGS)
@@ -237,6 +242,45 @@ def test_a_clean_end_that_lacks_what_was_on_the_disk_for_certain_is_told(stored:
         assert is_told == (sum(map(is_record, true[:kept])) < durable_n)
         seen[is_told] += 1
     assert min(seen[True], seen[False]) > 0
+
+
+def test_the_meta_of_another_session_is_refused(stored: list[Stored]) -> None:
+    session, other = stored
+    assert session.open(META_NAME, other.files[META_NAME]) is None
+
+
+def test_beside_an_older_meta_the_newer_logs_count(stored: list[Stored]) -> None:
+    """No promise is kept by hiding what came since; epochs are counted on from the newest that the log names."""
+    session = stored[0]
+    whole, opened = session.open(META_NAME, session.files[META_NAME]), session.open(META_NAME, session.older_meta)
+    assert whole is not None
+    assert opened is not None
+    assert session.older_meta != session.files[META_NAME]
+    assert (opened.records, opened.conversation) == (whole.records, whole.conversation)
+    assert (opened.epoch, opened.corrupt_epoch, opened.ends) == (whole.epoch, 0, whole.ends)
+
+
+async def test_a_client_whose_log_was_tampered_with_is_told(tmp_path: Path) -> None:
+    server = StreamingServer(tmp_path)
+    await asyncio.to_thread(server.start)
+    tally = Tally(0)
+    user = scripted(server, tally, tokens=30, size_bytes=4)
+    try:
+        await user.attach()
+        await user.ask("a")
+        await user.read_end("a")
+        await kill(user, tally=tally, kind="")
+        path = server.state / "sessions" / user.session_id / "buffer.jsonl"
+        flipped = bytearray(path.read_bytes())
+        flipped[len(flipped) // 2] ^= 1
+        path.write_bytes(flipped)
+        await asyncio.to_thread(server.start)
+        user.model.story.is_old_copy = True
+        welcome = await user.attach()
+        assert (welcome["status"], welcome["reason"]) == ("reset", "log_corrupt")
+    finally:
+        await user.drop()
+        await asyncio.to_thread(server.kill)
 
 
 def lines(data: bytes) -> list[bytes]:
