@@ -53,6 +53,13 @@ class StorageError(LlmwsError):
     code = ErrorCode.STORAGE_FAILED
 
 
+def one_line(text: str, *, limit_chars: int = 300) -> str:
+    """The text on one line without control characters, cut to a readable length."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 2 * limit_chars])
+    line = " ".join(line.split())
+    return line if len(line) <= limit_chars else line[: limit_chars - 1] + "…"
+
+
 def printable(text: str) -> str:
     """The text with everything that a terminal or a log reader would act on written as an escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

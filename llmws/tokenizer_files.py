@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
-from llmws.errors import ModelInvalidError
+from llmws.errors import ModelInvalidError, one_line
 
 TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
@@ -104,8 +104,7 @@ def read(path: Path, limit_bytes: int) -> bytes:
 
 def broken(path: Path, reason: str) -> ModelInvalidError:
     """The error for a file that cannot be used. Whatever the reason quotes, it is one short line."""
-    line = "".join(c if c.isprintable() else " " for c in reason[:300])
-    return ModelInvalidError(f"the model's {path.name} cannot be used: {line}")
+    return ModelInvalidError(f"the model's {path.name} cannot be used: {one_line(reason)}")
 
 
 def _from_json(path: Path) -> Tokenizer:

@@ -21,7 +21,7 @@ from llmws import model_config
 from llmws.engine.network import Network, device_errors
 from llmws.engine.runner import DeviceLostError, Progress, StoppedError
 from llmws.engine.vision import has_processor
-from llmws.errors import LlmwsError, ModelInvalidError
+from llmws.errors import LlmwsError, ModelInvalidError, one_line
 from llmws.model_files import check_files
 from llmws.weight_files import tensor_bytes
 
@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 
 _REPORT_BYTES = 2**24
 """Weights between two reports of progress, at least."""
-
-_MOST_SAID = 300
-"""Characters of an error of transformers that are told."""
 
 _MAPPINGS = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
 
@@ -75,8 +72,7 @@ def blamed_on_files(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         log.debug("%s cannot be read", folder.name, exc_info=True)
-        why = " ".join(str(error).replace(str(folder), folder.name).split())
-        line = "".join(c if c.isprintable() else " " for c in why[:_MOST_SAID])
+        line = one_line(str(error).replace(str(folder), folder.name))
         raise ModelInvalidError(f"transformers cannot read it: {type(error).__name__}: {line}") from None
 
 

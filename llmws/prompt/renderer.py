@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from llmws.engine_api import PromptEvent, PromptFailed, PromptJob
+from llmws.errors import one_line
 from llmws.prompt.frames import encode
 from llmws.prompt.limits import DEFAULT_LIMITS, Limits
 from llmws.prompt.process import COMMAND, BrokenOffError, NotBegunError, PromptProcess
@@ -125,7 +126,7 @@ class ProcessRenderer:
                 return _failed(job, ErrorCode.MODEL_FAILED, f"the model's chat template or tokenizer {error}")
             else:
                 if answer.fault:
-                    fault = "".join(c if c.isprintable() else " " for c in answer.fault[:500])
+                    fault = one_line(answer.fault, limit_chars=500)
                     _log.error("rendering a prompt for %s failed in an unforeseen way: %s", job.model.path, fault)
                     self._drop_process()  # what went wrong in it may go on doing so
                 return answer.event

@@ -27,7 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from llmws.engine_api import Turn
-from llmws.errors import PromptError
+from llmws.errors import PromptError, one_line
 from llmws.protocol import ErrorCode
 
 MAX_SOURCE_CHARS: Final = 256 * 1024
@@ -45,7 +45,6 @@ MAX_INT_BITS: Final = 4096
 MAX_INDENT: Final = 16
 """Spaces that `tojson` may put before each of its lines; with many lines more would be a minute and gigabytes."""
 
-_MAX_MESSAGE_CHARS: Final = 300
 
 _PROBE: Final = "zqxw"
 """A text that no template writes by itself."""
@@ -138,15 +137,8 @@ class ChatTemplate:
             return False
 
 
-def plain(text: str) -> str:
-    """The text on one line without control characters, cut to a readable length."""
-    line = "".join(c if c.isprintable() else " " for c in text[: 2 * _MAX_MESSAGE_CHARS])
-    line = " ".join(line.split())
-    return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 1] + "…"
-
-
 def _said(error: Exception) -> str:
-    return plain(str(error)) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
 
 
 def _joined(pieces: Iterable[str]) -> str:

@@ -199,7 +199,7 @@ line.send(encode(Answer(PromptReady(key="k", ids=(7,)))))
         assert renderer.failure().message == "failed"
         assert len(renderer.ids(model)) > 1
     [line] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    place = "Panic in  [31mtokenize"
+    place = "Panic in [31mtokenize"
     assert line == f"rendering a prompt for models/good failed in an unforeseen way: {place}"
 
 
