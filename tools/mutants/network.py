@@ -6,7 +6,7 @@ NETWORK = "tests/faults/test_network.py::test_every_token_comes_once_whatever_th
 BLACK_HOLE = "tests/faults/test_network.py::test_a_black_hole_is_left_although_nothing_ever_tells_of_it"
 SLOW = "tests/faults/test_slow_clients.py"
 LLM_KILLS = "tests/faults/test_client_kills.py::test_llm_shows_what_is_missing_and_no_more"
-PROGRAM_KILLS = "tests/faults/test_client_kills.py::test_a_program_goes_on_from_its_cursor_file"
+PROGRAM_KILLS = "tests/faults/test_client_kills.py::test_a_program_goes_on_from_its_journal"
 CHAOS = "tests/faults/test_chaos.py"
 
 MUTANTS = [

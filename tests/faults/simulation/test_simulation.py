@@ -13,6 +13,7 @@ fails where the disk takes no word of it either.
 import os
 import subprocess
 import sys
+import traceback
 from collections import Counter
 
 import pytest
@@ -42,6 +43,7 @@ def test_whatever_fails_everybody_gets_every_answer_once_and_nothing_is_left(sim
             error.add_note(f"repeat it: pytest tests/faults/simulation --simulation-seed {seed}")
             if len(simulation_seeds) <= FEW:
                 raise
+            print("".join(traceback.format_exception(error)))
     figures = ", ".join(f"{seen[name]} {name}" for name in FIGURES)
     hours = f"{seen['virtual s'] / 3600:,.0f} virtual hours"
     print(f"\n{len(simulation_seeds)} histories, {hours}: {figures}; histories broken: {broken}")
