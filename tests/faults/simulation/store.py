@@ -9,21 +9,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from llmws.store.folder import Site, is_session_id
-from llmws.store.keys import KeyRing
 from llmws.store.lane import Lane, Reseal
 from llmws.store.survey import look_through
 from llmws.store.writer import FileStore
 from llmws.store_api import Surveyed
 from tests.faults.simulation.loop import VirtualLoop
 from tests.unit.store.simulated_disk import CrashError, SimulatedDisk
-
-
-class TurningRing(KeyRing):
-    """A ring whose key file is always up to date."""
-
-    def add(self) -> None:
-        kid = self.current + 1
-        self._keys = {**self._keys, kid: bytes([kid % 256]) * 32}
 
 
 class FailingDisk(SimulatedDisk):

@@ -25,8 +25,9 @@ from tests.faults.simulation.loop import START_S, VirtualLoop
 from tests.faults.simulation.network import SimulatedNetwork
 from tests.faults.simulation.people import SECRET, Person, Program
 from tests.faults.simulation.server import Clock, ServerProcess
-from tests.faults.simulation.store import FailingDisk, TurningRing
+from tests.faults.simulation.store import FailingDisk
 from tests.unit.store.simulated_disk import CrashError
+from tests.unit.store.turning_ring import TurningRing
 
 STROKES = 50
 CALM_S = 600.0

@@ -16,24 +16,13 @@ import msgspec
 import pytest
 
 from llmws.store.folder import Site, create_session, delete_session, open_session, prepare, reseal_session
-from llmws.store.keys import KeyRing
 from llmws.store.rotation import references
 from llmws.store_api import LogName, Opened, Record, SessionMeta
 from tests.unit.store.simulated_disk import CrashError, SimulatedDisk
+from tests.unit.store.turning_ring import TurningRing
 
 ID = "6f1c2d3e-4a5b-4c6d-8e7f-901122334455"
 META = SessionMeta(owner="local", created_s=1.0, last_activity_s=2.0)
-
-
-class TurningRing(KeyRing):
-    """A ring whose key file is always up to date."""
-
-    def add(self) -> None:
-        kid = self.current + 1
-        self._keys = {**self._keys, kid: bytes([kid % 256]) * 32}
-
-    def remove(self, kid: int) -> None:
-        self._keys = {number: key for number, key in self._keys.items() if number != kid}
 
 
 class Story:
