@@ -524,7 +524,8 @@ async def test_a_server_whose_disk_is_full_is_given_up_in_the_time_allowed(timeo
             await c.generate("hi")
         server.is_disk_full = True
         with pytest.raises(ServerFaultError, match=r"^the server's disk failed: full$"):
-            await c.generate("hi")
+            async with asyncio.timeout(5):
+                await c.generate("hi")
     assert server.connections > 1
 
 
