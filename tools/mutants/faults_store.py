@@ -29,6 +29,8 @@ MUTANTS = [
            "        if position.last_seq > ends[position.epoch]:\n", "        if False:\n", OLD_COPY),
     Mutant("a position of an epoch that never was is gone on from", "llmws/session/session.py",
            "        if position.epoch not in ends:\n", "        ends.setdefault(position.epoch, position.last_seq)\n        if False:\n", OLD_COPY),
+    Mutant("a client is not told that its log was tampered with", "llmws/session/session.py",
+           "        if position.epoch < self.corrupt_epoch:\n", "        if False:\n", TAMPERING + "::test_a_client_whose_log_was_tampered_with_is_told"),
     Mutant("a short write is taken for a whole one", STORE + "log.py",
            '        if self._disk.write(self._open(create=True), data) != len(data):\n            raise OSError(errno.ENOSPC, "the disk is full")\n',
            "        self._disk.write(self._open(create=True), data)\n", DISK_FAILS + "::test_a_server_that_can_write_nothing_at_all_lives_and_goes_on_when_it_can"),
