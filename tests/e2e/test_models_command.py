@@ -15,8 +15,15 @@ def llmws(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
+def configured(folder):
+    """The options of a command in a folder with a configuration of its own."""
+    path = folder / "config.json"
+    path.write_text("{}")
+    return ("--config", str(path), "--state-dir", str(folder))
+
+
 def test_the_built_in_model_is_estimated_without_a_gpu(tmp_path):
-    places = ("--config", str(tmp_path / "config.json"), "--state-dir", str(tmp_path))
+    places = configured(tmp_path)
     result = llmws("models", "estimate", "llmws-guide", "--vram", "8", "--json", *places)
     found = json.loads(result.stdout)
 
@@ -27,7 +34,7 @@ def test_the_built_in_model_is_estimated_without_a_gpu(tmp_path):
 
 def test_a_path_that_is_wrong_costs_no_import_of_torch(tmp_path):
     """The answer is there before torch would be."""
-    places = ("--config", str(tmp_path / "config.json"), "--state-dir", str(tmp_path))
+    places = configured(tmp_path)
     code = """
 import sys
 from llmws.cli import main
@@ -45,7 +52,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     """`llmws … | head`: as if SIGPIPE had ended it."""
     reader, writer = os.pipe()
     os.close(reader)
-    places = ("--config", str(tmp_path / "config.json"), "--state-dir", str(tmp_path))
+    places = configured(tmp_path)
     command = [sys.executable, "-m", "llmws", "token", "create", "--name", "a", "--role", "user", *places]
     try:
         result = subprocess.run(
