@@ -66,8 +66,9 @@ async def test_keys_are_rotated_and_retired_under_load_and_kills(
         assert (await keys(server, "rotate")).returncode == 0
         newest += 1
         await kill_while_it_starts(server, users, tally, chance)
-        refused = [await keys(server, "retire", str(kid)) for kid in (1, newest)]
-        assert ["key 1 is needed by" in refused[0].stderr, "seals what is new" in refused[1].stderr] == [True, True]
+        refused = [await keys(server, "retire", str(kid)) for kid in (newest - 1, newest)]
+        assert f"key {newest - 1} is needed by" in refused[0].stderr
+        assert "seals what is new" in refused[1].stderr
         for user in users:
             assert (await user.attach())["status"] == "resumed"
         await asyncio.gather(*(user.read_end(request_id, acknowledge=newest % 2 == 0) for user in users))
