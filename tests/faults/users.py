@@ -103,7 +103,8 @@ class User:
     async def read_end(self, request_id: str, *, acknowledge: bool = False) -> None:
         """Reads to the request's end, acknowledging what it reads where asked to; the answer must be the known one."""
         while request_id not in self.model.terminals:
-            await self.read()
+            message = await self.read()
+            assert message["type"] != "error" or "seq" in message, message  # a refusal: nothing would come any more
             if acknowledge:
                 await self.ack()
         assert self.model.terminals[request_id] in ("length", "stop")
