@@ -10,7 +10,7 @@ MUTANTS = [
            "            if request_id in self._answers:\n                self._answers[request_id].is_accepted = True\n",
            "            self._answer(request_id).is_accepted = True\n", CLIENT),
     Mutant("at the level `disk` nothing is synced that does not ask for it", "llmws/store/writer.py",
-           "            if self._sync_all:\n", "            if False:\n", TESTS),
+           "            if self._sync_all:\n", "            if False:\n", f"{TESTS} --simulation-seeds 60"),
     Mutant("what was written counts as unwritten for ever", "llmws/runtime/driver.py",
            "            self._backlog.answered(event)\n", "", TESTS),
     Mutant("a client that is gone without a word is never noticed", "llmws/server/websocket.py",

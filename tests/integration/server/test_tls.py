@@ -102,7 +102,9 @@ class Records:
         """Reads up to `end`."""
         answer = b""
         while not answer.endswith(end):
-            answer += await self.read()
+            piece = await self.read()
+            assert piece, f"the server ended the connection after {answer!r}"
+            answer += piece
         return answer
 
     async def _when_ready(self, step: Callable[[], Any]) -> Any:
@@ -112,7 +114,10 @@ class Records:
                     return step()
                 except ssl.SSLWantReadError:
                     self.flush()
-                    self._incoming.write(await self.raw.reader.read(65536))
+                    if data := await self.raw.reader.read(65536):
+                        self._incoming.write(data)
+                    else:
+                        self._incoming.write_eof()
 
 
 async def test_a_request_right_behind_the_handshake_is_answered(
