@@ -38,6 +38,7 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
         except OSError as error:
             raise ConfigError(f"server.{name}: {path} cannot be read ({error.strerror})") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # the default is OpenSSL's as this system configures it
     context.set_alpn_protocols(["http/1.1"])
     try:
         # An empty password instead of a question on the terminal, which a service does not have.
