@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 from llmws.access import Identity
 from llmws.config import LimitsSection, ServerSection
 from llmws.protocol import CloseCode
+from llmws.runtime.driver import Sink
 from llmws.server.addresses import canonical
 from llmws.server.auth import Authenticator, credential
 from llmws.server.codes import Codes
@@ -19,13 +19,6 @@ from llmws.server.head import Caller, Head, caller_of
 from llmws.server.hosts import HostPolicy, Refusal, is_loopback
 from llmws.server.limits import Admission, network_of
 from llmws.server.ports import Credentials, Sessions
-
-
-class Connection(Protocol):
-    """A connection that has signed in."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Closes it with a reason that the client reads."""
 
 
 class Entrance:
@@ -60,11 +53,12 @@ class Entrance:
         self.draining = False
         proxies = server.proxies if server.behind_proxy else ()
         self._proxies = frozenset(address for each in proxies if (address := canonical(each)))
+        self._own_address = canonical(server.host)
         self._policy = HostPolicy(bind_host=server.host, port=port, hosts=server.hosts, origins=server.origins)
         self._admission: Admission[asyncio.BaseTransport] = Admission(
             max_connections=limits.max_connections, max_unauthenticated=limits.max_unauthenticated
         )
-        self._signed_in: dict[asyncio.BaseTransport, tuple[Connection, str]] = {}
+        self._signed_in: dict[asyncio.BaseTransport, tuple[Sink, str]] = {}
 
     @property
     def connections(self) -> int:
@@ -88,7 +82,7 @@ class Entrance:
             self._admission.leave(transport)
             self._enter(transport, caller.address)
 
-    def signed_in(self, transport: asyncio.BaseTransport, identity: Identity, connection: Connection) -> None:
+    def signed_in(self, transport: asyncio.BaseTransport, identity: Identity, connection: Sink) -> None:
         """The connection is no longer among those that are cut first, and is closed when its token is revoked."""
         self._admission.sign_in(transport)
         if identity.token_id is not None:
@@ -101,8 +95,13 @@ class Entrance:
 
     def close_revoked(self) -> None:
         """Closes every connection whose token no longer holds."""
+        revoked = {
+            token_id
+            for token_id in {each for _, each in self._signed_in.values()}
+            if not self.credentials.holds(token_id)
+        }
         for connection, token_id in list(self._signed_in.values()):
-            if not self.credentials.holds(token_id):
+            if token_id in revoked:
                 connection.close(CloseCode.UNAUTHORIZED, "the token was revoked")
 
     def caller(self, head: Head, *, peer: str, is_secure: bool) -> Caller:
@@ -115,7 +114,7 @@ class Entrance:
             # A proxy that believes the other one sees other requests in the same bytes. Source: RFC 9112, section 6.1.
             return Refusal(400, "Transfer-Encoding and Content-Length may not come together")
         # Who comes from the address that is bound to is on this machine, as who comes from loopback.
-        is_near = is_loopback(caller.address) or caller.address == canonical(self.server.host)
+        is_near = is_loopback(caller.address) or caller.address == self._own_address
         if self.server.behind_proxy and not caller.is_by_proxy and not is_near:
             return Refusal(403, "this server is behind a proxy; come through it")
         trust_null = False

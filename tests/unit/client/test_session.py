@@ -328,6 +328,15 @@ def test_a_finished_answer_does_not_come_again_with_a_snapshot():
     assert list(world.session.uncollected) == []
 
 
+def came_later(server: PureServer) -> Session:
+    """Another client of the session, without a position, that has received all there is."""
+    later = Session(session_id="s", position=None, window=4, mode="takeover", client_name="t")
+    later.welcomed(server.attach(later.hello(None)))
+    for frame in server.wire:
+        later.receive(frame)
+    return later
+
+
 def test_answers_nobody_asked_for_here_are_kept_in_order():
     world = World()
     world.ask()
@@ -335,10 +344,7 @@ def test_answers_nobody_asked_for_here_are_kept_in_order():
     for _ in range(20):
         world.send()
         world.work()
-    later = Session(session_id="s", position=None, window=4, mode="takeover", client_name="t")
-    later.welcomed(world.server.attach(later.hello(None)))
-    for frame in world.server.wire:
-        later.receive(frame)
+    later = came_later(world.server)
     assert [answer.request_id for answer in later.uncollected] == ["r0", "r1"]
     assert [answer.text for answer in later.uncollected] == [TEXT, TEXT]
 
@@ -425,10 +431,7 @@ def test_what_has_come_of_an_answer_is_part_of_it_when_it_is_asked_for_again():
     for _ in range(20):
         world.send()
         world.work()
-    later = Session(session_id="s", position=None, window=4, mode="takeover", client_name="t")
-    later.welcomed(world.server.attach(later.hello(None)))
-    for frame in world.server.wire:
-        later.receive(frame)
+    later = came_later(world.server)
     answer = later.ask(world.server.asked["r0"])
     assert (answer.text, answer.is_whole, answer.is_over) == (TEXT, True, True)
     assert type(answer.take()) is m.Start
